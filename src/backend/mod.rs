@@ -1,0 +1,4 @@
+//! The seam under the decoder.
+
+pub mod random;
+pub mod step;

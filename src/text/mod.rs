@@ -1,0 +1,7 @@
+//! Text to tokens and back.
+
+mod detokenize;
+mod tokenizer;
+
+pub use detokenize::Detokenizer;
+pub use tokenizer::Tokenizer;
