@@ -1,0 +1,60 @@
+//! How the engine is, readable without asking it: a long step must not make `Health` wait.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Written by the engine's thread, read by anyone.
+#[derive(Debug)]
+pub struct Pulse {
+    origin: Instant,
+    /// Nanoseconds since `origin` at which the running step began, plus one; 0 between steps.
+    step_began: AtomicU64,
+    fault: OnceLock<String>,
+}
+
+/// What a look at a [`Pulse`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Waiting for a call.
+    Idle,
+    /// A step has been running for this long.
+    Stepping(Duration),
+    /// The engine is dead, for this reason.
+    Dead(String),
+}
+
+impl Default for Pulse {
+    fn default() -> Pulse {
+        Pulse { origin: Instant::now(), step_began: AtomicU64::new(0), fault: OnceLock::new() }
+    }
+}
+
+impl Pulse {
+    /// A step begins.
+    pub fn begin_step(&self) {
+        let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
+        self.step_began.store(now + 1, Ordering::Relaxed);
+    }
+
+    /// The step has ended, well or not.
+    pub fn end_step(&self) {
+        self.step_began.store(0, Ordering::Relaxed);
+    }
+
+    /// The engine is dead; the first reason stays.
+    pub fn die(&self, reason: String) {
+        let _ = self.fault.set(reason);
+    }
+
+    /// How the engine is now.
+    pub fn condition(&self) -> Condition {
+        if let Some(reason) = self.fault.get() {
+            return Condition::Dead(reason.clone());
+        }
+        match self.step_began.load(Ordering::Relaxed) {
+            0 => Condition::Idle,
+            began => Condition::Stepping(self.origin.elapsed().saturating_sub(Duration::from_nanos(began - 1))),
+        }
+    }
+}
