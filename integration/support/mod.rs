@@ -1,0 +1,10 @@
+//! The harness of the integration tests.
+
+pub mod oracle;
+
+use std::path::PathBuf;
+
+/// A folder of `integration/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/fixtures").join(name)
+}
