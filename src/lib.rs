@@ -18,3 +18,4 @@ pub mod hub;
 pub mod telemetry;
 pub mod server;
 pub mod client;
+pub mod commands;
