@@ -145,11 +145,6 @@ impl Request {
         self.hold.as_ref()?.lane.as_ref()
     }
 
-    /// The token at a position.
-    pub(super) fn token(&self, position: usize) -> u32 {
-        self.tokens[position]
-    }
-
     /// Prompt tokens at positions `from..until`.
     pub(super) fn prompt(&self, from: usize, until: usize) -> &[u32] {
         &self.tokens[from..until.min(self.prompt_len)]
