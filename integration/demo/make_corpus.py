@@ -130,7 +130,7 @@ jellyfish|s|float,glide|the warm blue water|shrimp,seaweed|long soft arms,clear 
 """
 # beings of fairy tales, and grown-ups: kind | gender (m, f, a any) | moves | home | foods | looks | hands | size
 BEINGS = """
-dragon|a|fly,stomp|a cave in the mountain|toast,soup|green scales,long tail|claws|b
+dragon|a|fly,stomp|a deep cave|toast,soup|green scales,long tail|claws|b
 robot|a|roll,march|a workshop full of tools|oil,batteries|round lights,metal arms|hands|m
 snowman|m|roll,glide|a white garden|ice cream,snowflakes|carrot nose,black hat|arms|m
 fairy|f|fly,flutter|a house made of petals|honey,dew|silver wings,tiny shoes|hands|s
@@ -614,12 +614,12 @@ plot("far from home", "ls", ["getting lost", "listening to your parents", "the w
     ["Always tell somebody where you are going.", "It is wise to listen to those who love you.", "Home is the best place of all.", "When you are lost, stay calm and ask for help."])
 
 plot("baking", "l", ["baking a cake", "a birthday", "working together"], ["{h.who} who baked a cake", "a birthday cake"], [
-    ["{T}, {h} wanted to bake a cake, because it was {f.s} birthday.", "\"Tomorrow is {f.s} birthday,\" thought {h} {T2}. \"I will bake the best cake in the world.\"",
+    ["{T}, {h} wanted to bake a cake, because it was the birthday of {f}.", "It was almost the birthday of {f}. \"I will bake the best cake in the world,\" said {h} {T2}.",
      "{T}, {h} said, \"Today I will bake a big [{fruit} cake|honey cake|chocolate cake] for {f}.\""],
     ["{^h} took [a big bowl|the flour and the butter|a spoon and a bowl] and began. But there was no {missing} left!", "{^h.he} looked in the kitchen. There was flour and there was butter, but there was no {missing}.",
      "Everything was ready. Then {h} saw that the jar was empty. There was no {missing}! \"How can I bake a cake without {missing}?\" {h.he} said."],
     ["So {h} went to {o}. \"Do you have some {missing} for me?\" {h.he} asked. \"I do,\" said {o}, \"but first you must help me [sweep the floor|carry the wood|find my glasses|water the flowers].\" {^h} helped, and {o} gave {h.him} the {missing}.",
-     "{^h} knocked at {o.s} door. \"Please, may I have some {missing}?\" \"Of course,\" said {o}. \"What are you baking?\" \"It is a secret,\" said {h} and smiled.",
+     "{^h} knocked at the door of {o}. \"Please, may I have some {missing}?\" \"Of course,\" said {o}. \"What are you baking?\" \"It is a secret,\" said {h} and smiled.",
      "{o} lived next door. {^o.he} had a whole shelf of {missing}. \"Take as much as you need,\" said {o}. \"And save me a piece of the cake!\""],
     ["Back at home, {h} mixed everything. {^h.he} stirred and stirred, until there was flour on {h.his} nose and flour on the floor.",
      "Then {h} put the cake into the oven. Soon the whole house smelled [sweet|wonderful|of cake].",
@@ -756,7 +756,7 @@ plot("three wishes", "ls", ["wishes", "magic", "being happy with what you have"]
 
 plot("storm", "l", ["a storm", "helping each other", "building a house"], ["{h.who} and the big storm", "a storm"], [
     ["{T}, dark clouds came up. The wind blew harder and harder, and then the storm was there. {^h} and {h.his} {m.kind} ran inside.", "{T}, there was thunder and lightning over {place}. The rain fell and fell. {^h} looked out of the window and was worried about {f}."],
-    ["In the middle of the night, there was a loud crash. The wind had broken the roof of {f.s} house!", "When the storm was over, {f.s} home was gone. \"Where shall I live now?\" cried {f}.", "In the morning, everything was wet, and {f} was standing outside. \"The storm took my house away,\" said {f}."],
+    ["In the middle of the night, there was a loud crash. The wind had broken the roof of the house where {f} lived!", "When the storm was over, {f} had no home any more. \"Where shall I live now?\" cried {f}.", "In the morning, everything was wet, and {f} was standing outside. \"The storm took my house away,\" said {f}."],
     ["\"You can stay with us,\" said {h} at once. \"And tomorrow we will build a new house.\"", "{^h} put {h.his} own blanket around {f}. \"Do not cry,\" said {h}. \"We will help you.\""],
     ["The next morning, everyone came to help. {^o} brought wood, {s} brought nails, and {h} brought {food} for everybody.", "They worked together all day. {^h} carried stones, and {o} painted the door {color}. {^s} sang a song, so that the work went faster.", "Some brought wood and some brought straw. Even {s}, who was very small, helped as much as {s.he} could."],
     ["In the evening, the new house was ready. It was even nicer than the old one. \"How can I ever thank you?\" asked {f}. \"You would do the same for us,\" said {h}.", "After three days, {f} had a new home with @ {color} door. They had a big party, and they danced until the stars came out."],
@@ -1003,10 +1003,20 @@ class Story:
         c["b"] = self.other([BY_NAME[x] for x in (SCARY_S if swim else SCARY_L)], named=0.4, adj=pick(r, ["big", "huge", "large", "old", "lonely"]))
 
     def choose_plot(self, avoid):
+        """The first plot often suits the hero; a later one follows a few steps behind the last in the list."""
         r = self.r
+        fits = lambda n: self.realm in PLOTS[n]["realm"] and n not in avoid and not (self.h.k.grown and n in ("far from home", "telling the truth"))
+        if not avoid and r.random() < 0.55:
+            n = pick(r, SUITS[self.adj if self.adj in SUITS else self.trait])
+            if fits(n):
+                return n
+        if avoid:
+            i = PLOT_NAMES.index(avoid[-1])
+            ok = [n for n in (PLOT_NAMES[(i + 1 + k) % len(PLOT_NAMES)] for k in range(8)) if fits(n)]
+            return pick(r, ok[:4])
         while True:
             n = pick(r, PLOT_NAMES)
-            if n not in avoid and self.realm in PLOTS[n]["realm"]:
+            if fits(n):
                 return n
 
     def he(self, t):
@@ -1133,6 +1143,10 @@ class Story:
         return say("x " + t, c, r)[2:]
 
 
+SUITS = {"kind": ["helping a hurt animal", "gift", "stuck"], "curious": ["noise", "treasure", "far from home"], "brave": ["treasure", "noise", "storm"], "shy": ["stranger", "different", "afraid"],
+         "clever": ["treasure", "stuck", "three wishes"], "cheerful": ["play day", "baking", "storm"], "impatient": ["garden", "learning", "race"], "careless": ["lost thing", "telling the truth", "far from home"],
+         "gentle": ["helping a hurt animal", "garden", "stranger"], "proud": ["race", "learning", "sharing"], "playful": ["play day", "lost thing", "telling the truth"], "lazy": ["cannot sleep", "learning", "three wishes"],
+         "quiet": ["cannot sleep", "gift", "garden"], "lonely": ["stranger", "play day", "different"], "stubborn": ["ill mood", "sharing", "far from home"], "hardworking": ["journey", "gift", "garden"]}
 TRAIT_NAMES = list(TRAITS)
 PLOT_NAMES = list(PLOTS)
 SMALL_LAND = [k for k in LAND if k.size != "b" and not k.grown and k.name not in ("crocodile", "wolf", "monster", "king", "queen", "snowman", "ghost", "troll")]
@@ -1178,11 +1192,60 @@ The {k} can dance, the {k} can sing,|it wears a crown just like a king.
 Oh {k}, oh {k}, where do you go?|I walk wherever flowers grow.
 The bird sings up, the bird sings down,|the {k} walks slowly through the town.
 The {k} is small, the world is wide,|but it has got a friend inside.""".split("\n")
-UNKNOWN = """a computer program|the weather tomorrow|quantum physics|the stock market|how to fix a car|the history of Rome|an email to my boss|machine learning|Python|Rust|a web server|football|politics|the meaning of life|the best phone|cooking pasta|a good movie
+UNKNOWN = """a computer program|the weather tomorrow|quantum physics|the stock market|how to fix a car|the history of Rome|an email to my boss|machine learning|Python|Rust|a web server|football|politics|the best phone|cooking pasta|a good movie
 the price of gold|chemistry|how engines work|a law|mathematics|music theory|the news|a poem in French|how to lose weight|the population of the world|the speed of light|a database|the internet|black holes|dinosaurs|the Second World War|electricity|how planes fly|large language models""".replace("\n", "|").split("|")
 UNKNOWN_Q = ["Can you explain {x}?", "Tell me about {x}.", "What do you know about {x}?", "I need help with {x}.", "Explain {x} to me.", "Please explain {x} in simple words.", "What do you think about {x}?", "Help me with {x}.", "Do you know anything about {x}?", "Give me some facts about {x}.", "Summarize {x}."]
 UNKNOWN_A = ["I am only a very small model, and I do not know about {x}. But I can tell you a story. Would you like one?", "I am sorry, I do not know anything about {x}. I am a little story model.", "That is too hard for me. I am a tiny model and I only know simple stories. Shall I tell you one?",
              "I do not know that. I can tell you a story about an animal, a child or a dragon.", "{^x}? That is too big for such a small model as me. But I know many stories."]
+WORDS = """love time money water air fire light energy gravity music history science art war peace language music health sport gold oil iron glass paper math code software hardware data memory network server browser phone screen keyboard mouse pad engine battery
+planet galaxy universe atom cell brain heart blood bone muscle virus plague vaccine economy bank tax price market stock crisis country president minister parliament election law court police army church religion god soul mind truth freedom justice beauty
+happiness success failure fear anger hope death life birth age year century decade moment future past present number equation function algorithm loop variable string list array pointer thread lock kernel compiler parser token tensor matrix vector model
+dataset paper essay letter email resume report summary article novel poem haiku song lyrics recipe menu budget plan schedule trip hotel flight ticket visa passport museum theater movie actor singer writer poet painter scientist engineer lawyer nurse chef
+coffee tea wine beer bread pasta pizza rice cheese butter salad steak chicken sushi sugar salt diet exercise yoga running football tennis chess guitar piano camera photo video game puzzle riddle joke meme internet website blog password security privacy
+weather climate rain wind ocean earthquake volcano desert mountain river lake continent Europe Asia Africa America London Paris Tokyo Berlin Einstein Newton Shakespeare Napoleon Caesar Mozart Beethoven Python Rust Java Linux Windows Google GPU CPU RAM""".split()
+DOING = "write build make fix learn explain find cook draw solve use install debug sort count translate compare improve design create measure buy sell choose clean repair open close start stop delete print read parse compile train deploy test run".split()
+SORTS = "good simple short fast new best old modern big cheap beautiful funny serious detailed quick formal common strange famous important".split()
+STRANGE_A = ["I am only a very small model, and I do not know that. But I can tell you a story. Would you like one?", "I am sorry, I do not know the answer. I am a little story model.", "That is too hard for me. I am a tiny model, and I only know simple stories. Shall I tell you one?",
+             "I do not know that. But I can tell you a story about an animal, a child or a dragon.", "I cannot do that. I am a very small model that tells stories.", "That is a good question, but I am too small to know the answer. Shall I tell you a story?"]
+
+
+def strange_word(r):
+    if r.random() < 0.75:
+        return pick(r, WORDS)
+    return "".join(pick(r, "b c d f g h k l m n p r s t v w z br ch st tr pl qu th".split()) + pick(r, "a e i o u ai ea oo y".split()) for _ in range(1 + int(r.random() * 3))) + pick(r, ["", "n", "s", "r", "x", "ck", "t"])
+
+
+def strange(r):
+    """A question that is far too hard, and the answer that says so."""
+    w = lambda: strange_word(r) if r.random() < 0.7 else strange_word(r) + " " + strange_word(r) if r.random() < 0.6 else pick(r, SORTS) + " " + strange_word(r)
+    x, y, v = w(), w(), pick(r, DOING)
+    q = pick(r, ["Why is {x} {s}?", "Why is the {x} {s}?", "Why are {x} so {s}?", "Why do {x} {v} {y}?", "Why is the sky blue?", "Why is the sea salty?", "How do I {v} @ {x}?", "How do I {v} @ {x} in {y}?", "How can I {v} {x}?", "How does @ {x} work?", "How does {x} {v} {y}?", "How many {x} are there in {y}?",
+                 "How much does @ {x} cost?", "How big is the {x}?", "How far is {x} from {y}?", "How long does it take to {v} @ {x}?", "Who was {x}?", "Who invented the {x}?", "Who wrote {x}?", "Who is the {x} of {y}?", "Who is the best {x}?", "When was {x} invented?", "When did {x} {v} {y}?", "When was the {x} of {y}?",
+                 "Where is {x}?", "Where can I {v} {x}?", "What is {x}?", "What is {x}?", "What is {x}?", "What is the {x} of {y}?", "What is the {s} {x}?", "What is the best {x} for {y}?", "What is the difference between {x} and {y}?", "What are {x}?", "What does {x} mean?", "What does {x} {v}?", "What happened in {x}?",
+                 "What do you think about {x}?", "What should I {v}?", "What are the main {x} of {y}?", "Which {x} is the best?", "Is {x} better than {y}?", "Is it true that {x} can {v} {y}?", "Can you {v} @ {x}?", "Can you {v} {x} for me?", "Could you {v} this {x}?", "Please {v} the {x}.", "Write @ {x} about {y}.", "Write @ {s} {x}.",
+                 "Write @ {s} {x} for {y}.", "Write a {x} function that can {v} {y}.", "Write a function that {v}s two {x}.", "Write code to {v} @ {x}.", "Create @ {x} that can {v} {y}.", "Give me a list of {x}.", "Give me ten {x} for {y}.", "Give me a {s} {x}.", "Explain {x}.", "Explain how {x} works.", "Explain the {x} of {y} in simple words.", "Describe {x}.",
+                 "Translate {x} into {y}.", "Translate this sentence: {x} {y}.", "Summarize this {x}: {y}", "Tell me about {x}.", "Tell me something about {x} and {y}.", "I want to {v} @ {x}.", "I need @ {s} {x}.", "My {x} does not {v}.", "Do you like {x}?", "Do you know {x}?", "Does @ {x} have {y}?", "Should I {v} {x}?", "Help me {v} my {x}.",
+                 "{^x}", "{x} {y}", "{x}", "{^x} or {y}?", "{^v} {x}", "def {x}({y}): return", "SELECT {x} FROM {y};", "Let us talk about {x}.", "List three {x}.", "Name a {s} {x}.", "If {x} is {s}, what is {y}?"])
+    if r.random() < 0.06:
+        return f"What is the capital of {cap(x)}?", f"I do not know the capital of {cap(x)}. I am a very small model."
+    if r.random() < 0.05:
+        a, b, o = int(r.random() * 900) + 21, int(r.random() * 900) + 21, pick(r, ["+", "-", "*", "/", "plus", "minus", "times"])
+        return f"What is {a} {o} {b}?", "That number is too big for me. I can only count to twenty."
+    q = fix_articles("".join(_x(q, dict(x=x, y=y, v=v, s=pick(r, SORTS)), r)))
+    z = r.random()
+    if z < 0.15:
+        q = q.lower()
+    elif z < 0.25:
+        q = q.rstrip("?.")
+    return q, pick(r, STRANGE_A)
+
+
+def _x(t, ctx, r):
+    out = []
+    expand_into(t.replace("[", "("), ctx, r.random, out)
+    return out
+
+
 CHAT = [("Hello!|Hi!|Hello.|Hi there!|Hey!|hello|hi|Hey there.|Good day!", "Hello! How are you today?|Hi! It is nice to meet you. Would you like to hear a story?|Hello! What can I do for you?|Hello there! Shall I tell you a story?"),
         ("How are you?|How are you today?|How do you do?|how are you", "I am fine, thank you. And how are you?|I am very well, thank you. Would you like to hear a story?"),
         ("Who are you?|What are you?|What is your name?|Tell me about yourself.|Are you a robot?|Are you human?", "I am the little demo model of kvshard. I am very small, but I know many stories.|I am a tiny language model. I can tell you little stories.|I have no real name. I am a very small model that tells stories."),
@@ -1302,6 +1365,9 @@ def chat_story(r, again=False, small=False):
 
 def chat_small(r):
     x = r.random()
+    if x < 0.3:
+        return turn(*strange(r))
+    x = (x - 0.3) / 0.7
     if x < 0.62:
         q, a = fact(r)
         if r.random() < 0.15:
@@ -1324,9 +1390,9 @@ def chat(r):
     if r.random() < 0.15:
         head += pick(r, SYSTEM) + "\n"
     x = r.random()
-    if x < 0.6:
+    if x < 0.5:
         return head + chat_story(r)
-    if x < 0.8:
+    if x < 0.82:
         return head + "".join(chat_small(r) for _ in range(1 if r.random() < 0.5 else 2 + int(r.random() * 5)))
     turns = [chat_small(r) if r.random() < 0.5 else chat_story(r, small=r.random() < 0.5)]
     for _ in range(1 + int(r.random() * 3)):

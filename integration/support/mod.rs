@@ -1,6 +1,10 @@
 //! The harness of the integration tests.
 
+pub mod engine;
 pub mod oracle;
+pub mod shard;
+
+pub use engine::{EngineOptions, start_engine};
 
 use std::path::PathBuf;
 
