@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::calls::Calls;
 use super::draft::{BatchDraft, Facts, PrefillDraft, WarmupDraft};
 use super::fit::fit;
 use super::health;
@@ -19,6 +20,8 @@ pub(super) struct Shard {
     pub(super) engine: EngineHandle,
     pub(super) intake: Arc<Intake>,
     pub(super) metrics: Metrics,
+    /// Calls being answered.
+    pub(super) calls: Calls,
     /// Where routers find this shard: `unix://` and an absolute path.
     pub(super) url: String,
     pub(super) chunking: bool,
