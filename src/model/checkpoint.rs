@@ -1,6 +1,33 @@
 //! A model's files: safetensors, memory-mapped and never copied.
+//!
+//! A mapped file must not shrink while the process runs: the kernel answers a read beyond the new end with SIGBUS,
+//! which ends the process. Replace a checkpoint by renaming new files over the old ones, which leaves the mapped
+//! ones whole until they are dropped.
 
-use std::{ops::Range, sync::Arc};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype as FileDtype, Metadata};
+use serde::Deserialize;
+
+use super::names::{self, Names, Role};
+use super::spec::DecoderSpec;
+use crate::error::{Error, Result};
+
+/// The file of a checkpoint in one piece.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// The list of a checkpoint in several files: tensor name → file name.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Longest safetensors header, as the format's own reader has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Longest index: a line for each tensor of the largest header.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +40,39 @@ pub enum DType {
     BF16,
 }
 
+impl DType {
+    /// Bytes of one number.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::BF16 => 2,
+        }
+    }
+
+    /// The name that configs, flags and `Info` use: `float32`, `float16`, `bfloat16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "float32",
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+        }
+    }
+
+    /// The dtype of a name that [`DType::name`] gives.
+    pub fn from_name(name: &str) -> Option<DType> {
+        [DType::F32, DType::F16, DType::BF16].into_iter().find(|dtype| dtype.name() == name)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where bytes live: a mapped file, or memory.
+type Backing = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// A tensor where it is stored. Cheap to clone; keeps its file mapped.
 #[derive(Clone)]
 pub struct StoredTensor {
@@ -20,13 +80,297 @@ pub struct StoredTensor {
     pub dtype: DType,
     /// Outermost first.
     pub shape: Vec<usize>,
-    file: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    file: Backing,
     range: Range<usize>,
 }
 
 impl StoredTensor {
-    /// Little-endian numbers, row-major.
+    /// A tensor in memory: `bytes` are little-endian numbers, row-major.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if `bytes` is not as long as dtype and shape say.
+    pub fn from_bytes(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Result<StoredTensor> {
+        let expected = shape.iter().try_fold(dtype.size_bytes(), |n, &size| n.checked_mul(size));
+        if expected != Some(bytes.len()) {
+            let len = bytes.len();
+            return Err(Error::Checkpoint(format!("a {dtype} tensor of the shape {shape:?} does not have {len} bytes")));
+        }
+        let range = 0..bytes.len();
+        Ok(StoredTensor { dtype, shape, file: Arc::new(bytes), range }.aligned())
+    }
+
+    /// Little-endian numbers, row-major, at an address that is a multiple of the dtype's size.
     pub fn bytes(&self) -> &[u8] {
         &(*self.file).as_ref()[self.range.clone()]
     }
+
+    /// Number of numbers.
+    pub fn n_elements(&self) -> usize {
+        self.range.len() / self.dtype.size_bytes()
+    }
+
+    /// The same tensor at an address that suits its dtype. Writers pad their headers, so files need this copy only
+    /// where a 16-bit tensor of odd length stands before a 32-bit one.
+    fn aligned(self) -> StoredTensor {
+        if self.bytes().as_ptr().addr().is_multiple_of(self.dtype.size_bytes()) {
+            return self;
+        }
+        let copy = Aligned::copy(self.bytes());
+        let range = 0..copy.len;
+        StoredTensor { file: Arc::new(copy), range, ..self }
+    }
 }
+
+impl fmt::Debug for StoredTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredTensor({} {:?})", self.dtype, self.shape)
+    }
+}
+
+/// Bytes at an address that suits every dtype.
+struct Aligned {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Aligned {
+    fn copy(bytes: &[u8]) -> Aligned {
+        let mut words = vec![0u64; bytes.len().div_ceil(size_of::<u64>())];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Aligned { words, len: bytes.len() }
+    }
+}
+
+impl AsRef<[u8]> for Aligned {
+    fn as_ref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
+
+/// A tensor of a file, in any dtype that the format knows.
+#[derive(Clone)]
+struct Entry {
+    dtype: FileDtype,
+    shape: Vec<usize>,
+    file: Backing,
+    range: Range<usize>,
+}
+
+/// The tensors of a model, by name. Opening one reads headers only.
+#[derive(Clone, Default)]
+pub struct Checkpoint {
+    tensors: BTreeMap<String, Entry>,
+}
+
+impl Checkpoint {
+    /// Maps `model.safetensors` of a folder, or the files that its index lists.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for files that are missing, cut short or inconsistent.
+    pub fn open(folder: &Path) -> Result<Checkpoint> {
+        if folder.join(SINGLE_FILE).is_file() {
+            Checkpoint::map(folder, SINGLE_FILE)
+        } else if folder.join(INDEX_FILE).is_file() {
+            Checkpoint::open_sharded(folder)
+        } else {
+            Err(Error::Checkpoint(format!("the model's folder has neither {SINGLE_FILE} nor {INDEX_FILE}")))
+        }
+    }
+
+    /// Reads one safetensors file from memory.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(file: Vec<u8>) -> Result<Checkpoint> {
+        Checkpoint::parse("the file", Arc::new(file))
+    }
+
+    /// Random weights under the names and shapes of a spec, the same for the same seed: norms are 1, biases 0, and a
+    /// linear weight is uniform with the variance `1 / in`, so that activations keep their scale.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when they do not fit in memory.
+    pub fn dummy(spec: &DecoderSpec, names: &Names, dtype: DType, seed: u64) -> Result<Checkpoint> {
+        let mut tensors = BTreeMap::new();
+        for (number, role) in names::roles(spec).into_iter().enumerate() {
+            let shape = role.shape(spec);
+            let stream = mix(seed ^ mix(number as u64));
+            let bytes = random_bytes(role, &shape, dtype, stream)?;
+            let range = 0..bytes.len();
+            let entry = Entry { dtype: dtype.into(), shape, file: Arc::new(bytes), range };
+            tensors.insert(names.first(role), entry);
+        }
+        Ok(Checkpoint { tensors })
+    }
+
+    /// The names of all tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor of a name, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when its dtype is none of [`DType`].
+    pub fn tensor(&self, name: &str) -> Result<Option<StoredTensor>> {
+        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        let dtype = match entry.dtype {
+            FileDtype::F32 => DType::F32,
+            FileDtype::F16 => DType::F16,
+            FileDtype::BF16 => DType::BF16,
+            other => {
+                return Err(Error::Checkpoint(format!(
+                    "tensor {name} is stored as {other}; float32, float16 and bfloat16 can be read"
+                )));
+            }
+        };
+        let Entry { shape, file, range, .. } = entry.clone();
+        Ok(Some(StoredTensor { dtype, shape, file, range }.aligned()))
+    }
+
+    fn open_sharded(folder: &Path) -> Result<Checkpoint> {
+        /// The part of an index that is read.
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = read_limited(&folder.join(INDEX_FILE), INDEX_FILE, MAX_INDEX_BYTES)?;
+        let index: Index = serde_json::from_slice(&text)
+            .map_err(|error| Error::Checkpoint(format!("{INDEX_FILE} cannot be read: {error}")))?;
+        let mut files: BTreeMap<&str, Checkpoint> = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
+        for (name, file) in &index.weight_map {
+            if !files.contains_key(file.as_str()) {
+                files.insert(file, Checkpoint::map(folder, file)?);
+            }
+            let entry = files.get_mut(file.as_str()).and_then(|mapped| mapped.tensors.remove(name));
+            let entry = entry.ok_or_else(|| {
+                Error::Checkpoint(format!("{INDEX_FILE} says that tensor {name} is in {file}, which does not hold it"))
+            })?;
+            tensors.insert(name.clone(), entry);
+        }
+        Ok(Checkpoint { tensors })
+    }
+
+    /// Maps a file of a folder; an index is foreign input, so `name` must stay in the folder.
+    fn map(folder: &Path, name: &str) -> Result<Checkpoint> {
+        let mut parts = Path::new(name).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            return Err(Error::Checkpoint(format!("{INDEX_FILE} names {name:?}, which is not a file of its folder")));
+        }
+        let unreadable = |error| Error::Checkpoint(format!("{name} cannot be opened: {error}"));
+        let path = folder.join(name);
+        if !fs::metadata(&path).map_err(unreadable)?.is_file() {
+            return Err(Error::Checkpoint(format!("{name} is not a file")));
+        }
+        let file = File::open(path).map_err(unreadable)?;
+        // SAFETY: the map is private to this process and only read. That nobody shortens the file while it is mapped
+        // is the operator's part, which the module's documentation states.
+        #[allow(unsafe_code)]
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
+        Checkpoint::parse(name, Arc::new(map))
+    }
+
+    /// Reads a safetensors header: a length (u64, little-endian), that many bytes of JSON, then the tensors.
+    fn parse(name: &str, file: Backing) -> Result<Checkpoint> {
+        let wrong = |what: String| Error::Checkpoint(format!("{name} is not a whole safetensors file: {what}"));
+        let bytes: &[u8] = (*file).as_ref();
+        let (length, rest) = bytes
+            .split_first_chunk::<8>()
+            .ok_or_else(|| wrong(format!("it has {} bytes, its header alone needs 8", bytes.len())))?;
+        let header_len = u64::from_le_bytes(*length);
+        if header_len > MAX_HEADER_BYTES || header_len > rest.len() as u64 {
+            return Err(wrong(format!("it has {} bytes, its header claims {header_len}", bytes.len())));
+        }
+        let (header, data) = rest.split_at(header_len as usize);
+        // Parsing checks that the tensors lie end to end from 0 and are as long as their dtypes and shapes say.
+        let metadata: Metadata = serde_json::from_slice(header).map_err(|error| wrong(format!("{error}")))?;
+        if metadata.data_len() != data.len() {
+            let (claimed, held) = (metadata.data_len(), data.len());
+            return Err(wrong(format!("its tensors have {claimed} bytes, {held} bytes follow the header")));
+        }
+        let start = bytes.len() - data.len();
+        let entry = |info: &safetensors::tensor::TensorInfo| Entry {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            file: Arc::clone(&file),
+            range: start + info.data_offsets.0..start + info.data_offsets.1,
+        };
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
+        Ok(Checkpoint { tensors })
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoint({} tensors)", self.tensors.len())
+    }
+}
+
+impl From<DType> for FileDtype {
+    fn from(dtype: DType) -> FileDtype {
+        match dtype {
+            DType::F32 => FileDtype::F32,
+            DType::F16 => FileDtype::F16,
+            DType::BF16 => FileDtype::BF16,
+        }
+    }
+}
+
+/// Reads a small file of a model's folder, refusing one that is too long to be what it should be.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when it is missing, unreadable or longer than `limit`.
+pub fn read_limited(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let unreadable = |error| Error::Checkpoint(format!("{name} cannot be read: {error}"));
+    let length = fs::metadata(path).map_err(unreadable)?.len();
+    if length > limit {
+        return Err(Error::Checkpoint(format!("{name} has {length} bytes, at most {limit} are read")));
+    }
+    fs::read(path).map_err(unreadable)
+}
+
+/// One dummy tensor, little-endian.
+fn random_bytes(role: Role, shape: &[usize], dtype: DType, stream: u64) -> Result<Vec<u8>> {
+    const CHUNK: usize = 1 << 16;
+    let n_bytes = shape.iter().product::<usize>() * dtype.size_bytes();
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(n_bytes)
+        .map_err(|_| Error::Exhausted(format!("no memory for a dummy tensor of {n_bytes} bytes")))?;
+    bytes.resize(n_bytes, 0);
+    // Uniform in ±a has the variance a²/3.
+    let reach = shape.get(1).map(|&columns| (3.0 / columns as f32).sqrt());
+    let constant = if role.is_norm() { 1.0 } else { 0.0 };
+    let size = dtype.size_bytes();
+    bytes.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, bytes)| {
+        for (i, number) in bytes.chunks_exact_mut(size).enumerate() {
+            let value = match reach {
+                Some(reach) => reach * signed_unit(stream.wrapping_add((chunk * CHUNK + i) as u64)),
+                None => constant,
+            };
+            match dtype {
+                DType::F32 => number.copy_from_slice(&value.to_le_bytes()),
+                DType::F16 => number.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                DType::BF16 => number.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+            }
+        }
+    });
+    Ok(bytes)
+}
+
+/// A number in [−1, 1), a function of the counter.
+fn signed_unit(counter: u64) -> f32 {
+    (mix(counter) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+}
+
+/// One output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), counter in, number out.
+fn mix(counter: u64) -> u64 {
+    let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,9 @@
 //!
 //! A variant enters when a published model needs it, together with its arm where it acts.
 
+use super::names;
+use crate::error::{Error, Result};
+
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
@@ -25,6 +28,78 @@ pub struct DecoderSpec {
     pub masks: Vec<Mask>,
     /// Where the head's rows come from.
     pub head: Head,
+}
+
+/// Bounds on a decoder's sizes, several times those of the largest published models. Within them no product of sizes
+/// overflows 64 bits: a layer has fewer than 2⁴⁸ weights.
+pub mod limits {
+    /// Layers.
+    pub const LAYERS: usize = 1 << 10;
+    /// Width of the residual stream.
+    pub const HIDDEN: usize = 1 << 20;
+    /// Query heads.
+    pub const HEADS: usize = 1 << 12;
+    /// Width of a head.
+    pub const HEAD_DIM: usize = 1 << 12;
+    /// Neurons of an MLP.
+    pub const WIDTH: usize = 1 << 22;
+    /// Vocabulary.
+    pub const VOCAB: usize = 1 << 24;
+    /// Positions.
+    pub const POSITIONS: usize = 1 << 26;
+}
+
+impl DecoderSpec {
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.masks.len()
+    }
+
+    /// Number of weights, a tied head counted once.
+    pub fn n_parameters(&self) -> u64 {
+        let product = |shape: Vec<usize>| shape.into_iter().map(|size| size as u64).product::<u64>();
+        names::roles(self).into_iter().map(|role| product(role.shape(self))).sum()
+    }
+
+    /// Numbers that a token leaves in the KV cache, over all layers, were each KV head kept once.
+    pub fn kv_elements_per_token(&self) -> u64 {
+        2 * (self.layers() * self.attention.kv_heads * self.attention.head_dim) as u64
+    }
+
+    /// Checks the relations on which decoder and backends rely.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] with the sizes that disagree.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Checkpoint(what));
+        let Attention { heads, kv_heads, head_dim, .. } = self.attention;
+        let Mlp::Gated { width, .. } = self.mlp;
+        let sizes = [
+            ("layers", self.layers(), limits::LAYERS),
+            ("hidden size", self.hidden, limits::HIDDEN),
+            ("query heads", heads, limits::HEADS),
+            ("KV heads", kv_heads, limits::HEADS),
+            ("head width", head_dim, limits::HEAD_DIM),
+            ("MLP width", width, limits::WIDTH),
+            ("vocabulary", self.vocab, limits::VOCAB),
+            ("positions", self.max_positions, limits::POSITIONS),
+        ];
+        for (what, size, most) in sizes {
+            if size == 0 || size > most {
+                return wrong(format!("the config's {what} is {size}, which is not between 1 and {most}"));
+            }
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            return wrong(format!("{heads} query heads do not divide among {kv_heads} KV heads"));
+        }
+        if !head_dim.is_multiple_of(2) {
+            return wrong(format!("the head width is {head_dim}, rotary embeddings need an even one"));
+        }
+        if self.masks.iter().any(|mask| matches!(mask, Mask::Window { window: 0 })) {
+            return wrong("a sliding window of 0 tokens hides every key".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// A norm over the last dimension, statistics in f32.
@@ -183,4 +258,71 @@ pub enum Head {
     Tied,
     /// A tensor of its own.
     Untied,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A decoder of a few thousand weights, from which tests depart.
+    pub(crate) fn tiny() -> DecoderSpec {
+        DecoderSpec {
+            family: "llama",
+            vocab: 11,
+            hidden: 8,
+            max_positions: 64,
+            norm: Norm::Rms { eps: 1e-5 },
+            positions: Positions::Rope(Rope { base: 10_000.0, scaling: RopeScaling::Unscaled }),
+            attention: Attention {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 4,
+                qkv_bias: Bias::Absent,
+                out_bias: Bias::Absent,
+            },
+            mlp: Mlp::Gated { activation: Activation::Silu, width: 12, bias: Bias::Absent },
+            masks: vec![Mask::Causal; 2],
+            head: Head::Untied,
+        }
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_shapes() {
+        let spec = tiny();
+        let layer = 8 + 16 * 8 + 2 * 8 * 8 + 8 * 16 + 8 + 3 * 12 * 8;
+        assert_eq!(spec.n_parameters(), 2 * 11 * 8 + 2 * layer + 8);
+        assert_eq!(DecoderSpec { head: Head::Tied, ..spec }.n_parameters(), 11 * 8 + 2 * layer + 8);
+    }
+
+    #[test]
+    fn the_largest_sizes_do_not_overflow() {
+        let mut spec = tiny();
+        spec.vocab = limits::VOCAB;
+        spec.hidden = limits::HIDDEN;
+        spec.max_positions = limits::POSITIONS;
+        let kv_heads = limits::HEADS;
+        spec.attention = Attention { heads: kv_heads, kv_heads, head_dim: limits::HEAD_DIM, ..spec.attention };
+        let Mlp::Gated { width, .. } = &mut spec.mlp;
+        *width = limits::WIDTH;
+        spec.masks = vec![Mask::Causal; limits::LAYERS];
+        spec.check().unwrap();
+        // Four bytes each still count in 64 bits.
+        assert!(spec.n_parameters() < u64::MAX / 4);
+        assert!(spec.kv_elements_per_token().checked_mul(4 * limits::POSITIONS as u64).is_some());
+    }
+
+    #[test]
+    fn relations_are_checked() {
+        let refusal = |change: fn(&mut DecoderSpec)| {
+            let mut spec = tiny();
+            change(&mut spec);
+            spec.check().unwrap_err().to_string()
+        };
+        tiny().check().unwrap();
+        assert_eq!(refusal(|spec| spec.attention.kv_heads = 3), "4 query heads do not divide among 3 KV heads");
+        assert!(refusal(|spec| spec.attention.head_dim = 5).contains("is 5, rotary embeddings need an even one"));
+        assert!(refusal(|spec| spec.masks.clear()).contains("layers is 0"));
+        assert!(refusal(|spec| spec.vocab = usize::MAX).contains("vocabulary"));
+        assert!(refusal(|spec| spec.masks[1] = Mask::Window { window: 0 }).contains("window of 0"));
+    }
 }

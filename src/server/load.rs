@@ -20,6 +20,8 @@ use crate::text::Tokenizer;
 
 /// A batch on own slots that nobody asked for in this time is dropped.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
+/// When own slots run short, such a batch goes if nobody asked for it in this time; whoever is there asks each step.
+const RECLAIMABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// What is known of a model before its weights are read.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,7 +79,9 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
     let engine_config = EngineConfig {
         own_slots,
         max_prefill_tokens: config.max_prefill_tokens,
+        eos: eos.clone(),
         abandoned_after: ABANDONED_AFTER,
+        reclaimable_after: RECLAIMABLE_AFTER,
     };
     let model_names = model_names(&config.source, &plan.folder);
     let (build_config, build_plan) = (config.clone(), plan);

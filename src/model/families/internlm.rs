@@ -1,0 +1,79 @@
+//! InternLM v1 (`modeling_internlm.py`): LLaMA's shape with biases on all of attention.
+
+use super::config::Config;
+use super::llama::{self, Biases, DEFAULTS};
+use super::{Family, Reading};
+use crate::error::{Error, Result};
+use crate::model::spec::{Positions, RopeScaling};
+
+/// InternLM v1.
+pub(super) const INTERNLM: Family = Family {
+    architectures: &["InternLMForCausalLM"],
+    model_types: &["internlm"],
+    read: |config| {
+        let attention = llama::bias(config.flag("bias")?.unwrap_or(true));
+        let biases = Biases { qkv: attention, out: attention, ..Biases::NONE };
+        let mut reading = llama::read("internlm", config, biases, &DEFAULTS)?;
+        read_rotary(config, &mut reading)?;
+        Ok(reading)
+    },
+};
+
+/// Later revisions describe the embedding in `rotary`. Its `dynamic` equals no scaling up to
+/// `max_position_embeddings`. Beyond, the reference rotates every cached key anew for each length, which no cache of
+/// rotated keys can follow, so positions end there.
+fn read_rotary(config: &Config<'_>, reading: &mut Reading) -> Result<()> {
+    let Some(rotary) = config.section("rotary")? else { return Ok(()) };
+    let spec = &mut reading.spec;
+    let Positions::Rope(rope) = &mut spec.positions;
+    if rope.scaling != RopeScaling::Unscaled {
+        return Err(Error::Checkpoint("the config has both rotary and rope_scaling".to_owned()));
+    }
+    if let Some(base) = rotary.number("base", 1.0 + 1e-6, 1e18)? {
+        rope.base = base;
+    }
+    match rotary.text("type")?.unwrap_or("dynamic") {
+        "origin" => Ok(()),
+        "dynamic" => {
+            reading.notes.push(format!(
+                "dynamic rotary embedding: sequences end at {} tokens, below which it equals the plain one",
+                spec.max_positions
+            ));
+            Ok(())
+        }
+        other => Err(Error::Unsupported(format!("the rotary type {other:.40} is not served in this family"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::model::families::{Resolved, resolve};
+    use crate::model::spec::{Bias, Positions, Rope, RopeScaling};
+
+    fn resolved(change: Value) -> Resolved {
+        let mut config = json!({
+            "architectures": ["InternLMForCausalLM"], "hidden_size": 32, "intermediate_size": 64,
+            "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 100
+        });
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        resolve(&config).unwrap()
+    }
+
+    #[test]
+    fn attention_has_biases_unless_told_otherwise() {
+        let attention = resolved(json!({})).spec.attention;
+        assert_eq!((attention.qkv_bias, attention.out_bias, attention.kv_heads), (Bias::Present, Bias::Present, 4));
+        assert_eq!(resolved(json!({"bias": false})).spec.attention.out_bias, Bias::Absent);
+    }
+
+    #[test]
+    fn dynamic_rotary_is_plain_up_to_the_declared_positions() {
+        let dynamic = resolved(json!({"rotary": {"base": 20000, "type": "dynamic"}}));
+        assert_eq!(dynamic.spec.positions, Positions::Rope(Rope { base: 2e4, scaling: RopeScaling::Unscaled }));
+        assert_eq!(dynamic.spec.max_positions, 2048);
+        assert!(dynamic.notes[0].contains("end at 2048 tokens"), "{:?}", dynamic.notes);
+        assert!(resolved(json!({"rotary": {"base": 20000, "type": "origin"}})).notes.is_empty());
+    }
+}

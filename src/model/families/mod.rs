@@ -1,0 +1,111 @@
+//! From `config.json` to a [`DecoderSpec`] and the names of the checkpoint's tensors: one file a family.
+//!
+//! To add a family, write a file with a [`Family`], add it to [`FAMILIES`], and put a tiny checkpoint of it among the
+//! fixtures of the golden test.
+
+mod config;
+mod internlm;
+mod llama;
+mod mistral;
+mod positions;
+mod qwen2;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use self::config::Config;
+use super::checkpoint::{DType, read_limited};
+use super::names::Names;
+use super::spec::DecoderSpec;
+use crate::error::{Error, Result};
+
+/// A model's configuration, in every model folder.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// Longest configuration read; the longest published ones, with their lists of labels, have a few hundred KiB.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Every family that is served.
+const FAMILIES: &[Family] =
+    &[llama::LLAMA, llama::YI, mistral::MISTRAL, qwen2::QWEN2, internlm::INTERNLM];
+
+/// How a family is recognised and read.
+struct Family {
+    /// Values of `architectures[0]`.
+    architectures: &'static [&'static str],
+    /// Values of `model_type`, which decides where a file names no architecture.
+    model_types: &'static [&'static str],
+    /// Reads the rest of the file.
+    read: fn(&Config<'_>) -> Result<Reading>,
+}
+
+/// What a family reads.
+struct Reading {
+    spec: DecoderSpec,
+    names: Names,
+    notes: Vec<String>,
+}
+
+/// A model as its configuration describes it.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The decoder.
+    pub spec: DecoderSpec,
+    /// What its checkpoint calls the tensors.
+    pub names: Names,
+    /// The dtype that the file claims for the weights, where it is one that can be read.
+    pub dtype: Option<DType>,
+    /// What an operator should know: choices made where references differ, limits that were derived.
+    pub notes: Vec<String>,
+}
+
+/// Reads `config.json` of a model's folder.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when the file is missing, too long or no JSON.
+pub fn read_config(folder: &Path) -> Result<Value> {
+    let text = read_limited(&folder.join(CONFIG_FILE), CONFIG_FILE, MAX_CONFIG_BYTES)?;
+    serde_json::from_slice(&text).map_err(|error| Error::Checkpoint(format!("{CONFIG_FILE} is no JSON: {error}")))
+}
+
+/// Maps a parsed `config.json`, in the dialect of `transformers` 4 or 5, to a decoder.
+///
+/// # Errors
+/// [`Error::Unsupported`] for an architecture or a variant that is not served, [`Error::Checkpoint`] for values that
+/// make no model.
+pub fn resolve(config: &Value) -> Result<Resolved> {
+    let config = Config::new(config)?;
+    let family = recognise(&config)?;
+    if let Some(quantization) = config.section("quantization_config")? {
+        let method = quantization.text("quant_method")?.unwrap_or("unnamed");
+        return Err(Error::Unsupported(format!("the weights are quantized ({method}), which is not served yet")));
+    }
+    let Reading { spec, names, notes } = (family.read)(&config)?;
+    spec.check()?;
+    let dtype = match config.text("dtype")? {
+        Some(name) => Some(name),
+        None => config.text("torch_dtype")?,
+    };
+    Ok(Resolved { spec, names, dtype: dtype.and_then(DType::from_name), notes })
+}
+
+/// The family of a file: by `architectures[0]`, or by `model_type` where there is none.
+fn recognise(config: &Config<'_>) -> Result<&'static Family> {
+    if let Some(architecture) = config.first_text("architectures")? {
+        let family = FAMILIES.iter().find(|family| family.architectures.contains(&architecture));
+        return family.ok_or_else(|| {
+            let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+            let known = known.join(", ");
+            Error::Unsupported(format!("the architecture {architecture:.60} is not served; these are: {known}"))
+        });
+    }
+    let Some(model_type) = config.text("model_type")? else {
+        return Err(Error::Checkpoint("the config has neither architectures nor model_type".to_owned()));
+    };
+    let family = FAMILIES.iter().find(|family| family.model_types.contains(&model_type));
+    family.ok_or_else(|| Error::Unsupported(format!("the model type {model_type:.60} is not served")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Whatever a file holds, it is a model or a sentence.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::plan::{MemoryPlan, PlanOptions};
+use crate::model::rope::Frequencies;
+use crate::model::spec::Positions;
+
+/// Files that use every key that some family reads.
+fn sound_configs() -> Vec<Value> {
+    let sizes = json!({
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": 3, "vocab_size": 100, "head_dim": 8,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "torch_dtype": "float16",
+        "hidden_act": "silu", "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": true,
+        "sliding_window": 24, "use_sliding_window": true, "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"]
+    });
+    let scalings = [
+        json!(null),
+        json!({"rope_type": "default"}),
+        json!({"type": "linear", "factor": 4.0}),
+        json!({"type": "dynamic", "factor": 2.0}),
+        json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64}),
+        json!({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 32,
+               "beta_slow": 1, "truncate": true, "mscale": 1.0, "mscale_all_dim": 0.7}),
+        json!({"type": "longrope", "short_factor": [1, 1, 1, 2], "long_factor": [1, 2, 3, 4],
+               "original_max_position_embeddings": 64, "attention_factor": 1.1}),
+    ];
+    let mut configs = Vec::new();
+    for family in FAMILIES {
+        for scaling in &scalings {
+            let mut config = sizes.clone();
+            config["architectures"] = json!([family.architectures[0]]);
+            config["rope_scaling"] = scaling.clone();
+            configs.push(config);
+        }
+        let mut config = sizes.clone();
+        config["architectures"] = json!([family.architectures[0]]);
+        config["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0});
+        config["bias"] = json!(true);
+        config["rotary"] = json!({"base": 10000, "type": "dynamic"});
+        configs.push(config);
+    }
+    configs
+}
+
+/// What a hostile or careless writer puts in a value's place.
+fn any_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0u64..=1 << 26).prop_map(Value::from),
+        (0u64..=8).prop_map(Value::from),
+        (-1.0f64..1e7).prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+        prop_oneof!["linear", "dynamic", "yarn", "longrope", "llama3", "default", "su"].prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 8, 4, |inner| prop::collection::vec(inner, 0..4).prop_map(Value::from))
+}
+
+/// Puts `value` at the key of that number, among all keys of the file and of its sections.
+fn replace(config: &mut Value, number: usize, value: Value) {
+    let mut places: Vec<(Option<String>, String)> = Vec::new();
+    for (key, inner) in config.as_object().unwrap() {
+        places.push((None, key.clone()));
+        let section = inner.as_object().into_iter().flatten();
+        places.extend(section.map(|(inner, _)| (Some(key.clone()), inner.clone())));
+    }
+    let (section, key) = places.swap_remove(number % places.len());
+    match section {
+        Some(section) => config[section][key] = value,
+        None => config[key] = value,
+    }
+}
+
+/// Everything that is computed from a config alone: it must neither panic nor take long.
+fn exercise(config: &Value) {
+    match resolve(config) {
+        Ok(resolved) => {
+            resolved.spec.check().unwrap();
+            let Positions::Rope(rope) = &resolved.spec.positions;
+            let frequencies = Frequencies::new(rope, resolved.spec.attention.head_dim);
+            for len in [1, 64, 65, resolved.spec.max_positions as u32] {
+                let (frequencies, amplitude) = frequencies.for_length(len);
+                assert!(frequencies.iter().all(|f| f.is_finite()), "{config}");
+                assert!(amplitude.is_finite() && amplitude > 0.0, "{config}");
+            }
+            let _ = MemoryPlan::new(&resolved, None, &PlanOptions::default());
+        }
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.is_empty() && text.len() < 400 && !text.contains('\n'), "{text}");
+        }
+    }
+}
+
+#[test]
+fn sound_configs_resolve() {
+    for config in sound_configs() {
+        let resolved = resolve(&config);
+        // InternLM has a way of its own to say the same.
+        let twice = config.get("rotary").is_some() && config["rope_scaling"].get("factor").is_some();
+        assert!(resolved.is_ok() || twice, "{config}: {}", resolved.unwrap_err());
+        exercise(&config);
+    }
+}
+
+#[test]
+fn a_family_is_named_once() {
+    let mut names: Vec<&str> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn changed_configs_are_models_or_sentences(
+        choice in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<usize>(), any_value()), 1..4),
+    ) {
+        let mut configs = sound_configs();
+        let mut config = configs.swap_remove(choice.index(configs.len()));
+        for (number, value) in changes {
+            replace(&mut config, number, value);
+        }
+        exercise(&config);
+    }
+
+    #[test]
+    fn cut_and_garbled_text_is_no_json_or_a_sentence(
+        choice in any::<prop::sample::Index>(),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        keep in any::<prop::sample::Index>(),
+    ) {
+        let configs = sound_configs();
+        let mut text = serde_json::to_vec(&configs[choice.index(configs.len())]).unwrap();
+        for (place, byte) in flips {
+            let place = place.index(text.len());
+            text[place] = byte;
+        }
+        text.truncate(keep.index(text.len()) + 1);
+        if let Ok(config) = serde_json::from_slice::<Value>(&text) {
+            exercise(&config);
+        }
+    }
+}
