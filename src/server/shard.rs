@@ -80,11 +80,6 @@ impl Shard {
         let prompts = arrivals.iter().filter_map(|arrival| arrival.prepared.as_ref().ok());
         let n_prompt_tokens: usize = prompts.map(|prepared| prepared.prompt.len()).sum();
         self.metrics.prompt_tokens(n_prompt_tokens);
-        for arrival in &arrivals {
-            if let Err(error) = &arrival.prepared {
-                tracing::warn!("request {} is refused: {error}", arrival.id);
-            }
-        }
         let call = PrefillCall { batch, arrivals, merge: draft.merge };
         let answer = self.engine.prefill(call).await?;
         Ok(self.finish("prefill", answer, began))
