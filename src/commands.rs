@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tokio::runtime::Runtime;
 
-use crate::cli::{self, Cli, Command, Exit};
+use crate::cli::{Cli, Command, Exit};
 use crate::config::{self, LogStream, Refusal, TelemetryConfig};
 use crate::server::{self, Ending, Fault};
 use crate::telemetry::Telemetry;
@@ -36,7 +36,10 @@ fn with<C, E: fmt::Display>(
     configured: Result<(C, TelemetryConfig), Refusal>,
     command: impl AsyncFnOnce(C) -> Result<Exit, E>,
 ) -> Exit {
-    let (config, telemetry) = configured.unwrap_or_else(|refusal| cli::refuse(refusal).exit());
+    let (config, telemetry) = match configured {
+        Ok(configured) => configured,
+        Err(refusal) => return refuse(&refusal),
+    };
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -49,7 +52,7 @@ fn with<C, E: fmt::Display>(
         let started = Telemetry::start(&telemetry);
         let (exporters, exit) = match started {
             Ok(exporters) => (exporters, runtime.block_on(command(config))),
-            Err(message) => cli::refuse(message).exit(),
+            Err(message) => return refuse(&message),
         };
         let exit = exit.unwrap_or_else(|error| {
             fail(&telemetry, &error);
@@ -61,6 +64,12 @@ fn with<C, E: fmt::Display>(
     // What still runs now was abandoned on purpose: a step that hangs must not keep the process.
     runtime.shutdown_background();
     exit
+}
+
+/// For flags that are well-formed alone and wrong together.
+fn refuse(why: &dyn fmt::Display) -> Exit {
+    eprintln!("error: {why}\n\nFor more information, try '--help'.");
+    Exit::Usage
 }
 
 /// The sentence that says why a command failed: as a log line, where TGI's launcher looks for it, and on the

@@ -4,6 +4,7 @@
 //! tokenised and checked on the worker pool (`intake`), and goes to the engine; `shard` is the path in between.
 
 mod bind;
+mod calls;
 mod draft;
 mod fit;
 mod follower;
