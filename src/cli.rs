@@ -1,1 +1,430 @@
-//! (to come)
+//! Flags and environment as written: the only reader of the environment.
+//!
+//! Names are those of `text-generation-server` and `text-generation-launcher` wherever one exists, so that either
+//! can be replaced without touching what starts it. What the flags mean together is decided in [`crate::config`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{Device, Dtype, LoadFormat, LogLevel, RopeScalingKind};
+
+/// A shard server for LLM routers.
+#[derive(Debug, Parser)]
+#[command(name = "kvshard", version, about, after_long_help = exit_codes(), arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model to a router, on a unix socket
+    #[command(after_long_help = serve_notes())]
+    Serve(Box<ServeArgs>),
+    /// Generate text from one prompt, streamed to the terminal
+    #[command(after_long_help = exit_codes())]
+    Generate(Box<GenerateArgs>),
+    /// Show a model's family, sizes and memory plan without reading its weights
+    Inspect(Box<InspectArgs>),
+    /// Fetch a model's files; succeeds at once when they are local
+    DownloadWeights(Box<DownloadArgs>),
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A local directory or a hub id; the demo model of the repository when left out
+    #[arg(env = "MODEL_ID")]
+    pub model: Option<String>,
+    /// How and where the model is loaded.
+    #[command(flatten)]
+    pub shard: ShardArgs,
+    /// Where it listens.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Flags that say which model runs, and with how much of the machine.
+#[derive(Debug, Args)]
+pub struct ShardArgs {
+    /// The hub's files: revision, token, folders.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Dtype of the weights; the CPU computes in float32 whatever is stored
+    #[arg(long, env = "DTYPE", value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Dtype of keys and values
+    #[arg(long, env = "KV_CACHE_DTYPE")]
+    pub kv_cache_dtype: Option<String>,
+    /// Quantisation method
+    #[arg(long, env = "QUANTIZE")]
+    pub quantize: Option<String>,
+    /// Draft tokens a step
+    #[arg(long, env = "SPECULATE")]
+    pub speculate: Option<u32>,
+    /// `dummy`: random weights, for load tests
+    #[arg(long, value_enum, default_value_t = LoadFormat::Auto)]
+    pub load_format: LoadFormat,
+    /// Ranks among which the weights are cut, all of them threads of this process
+    #[arg(long, env = "NUM_SHARD")]
+    pub num_shard: Option<usize>,
+    /// Started once a rank, as TGI's launcher does: RANK and WORLD_SIZE count
+    #[arg(long, env = "SHARDED", value_parser = FalseyValueParser::new(), overrides_with = "no_sharded")]
+    pub sharded: bool,
+    #[arg(long = "no-sharded", id = "no_sharded", hide = true)]
+    _no_sharded: bool,
+    /// Which of the processes this is; with --sharded
+    #[arg(long, env = "RANK", hide = true)]
+    pub rank: Option<usize>,
+    /// How many processes there are; with --sharded
+    #[arg(long, env = "WORLD_SIZE", hide = true)]
+    pub world_size: Option<usize>,
+    /// LoRA adapters
+    #[arg(long, env = "LORA_ADAPTERS")]
+    pub lora_adapters: Option<String>,
+    /// Accepted; no code is ever taken from a model's folder
+    #[arg(long, env = "TRUST_REMOTE_CODE", value_parser = FalseyValueParser::new())]
+    #[arg(overrides_with = "no_trust_remote_code")]
+    pub trust_remote_code: bool,
+    #[arg(long = "no-trust-remote-code", id = "no_trust_remote_code", hide = true)]
+    _no_trust_remote_code: bool,
+    /// Stretch the rotary embedding
+    #[arg(long, env = "ROPE_SCALING", value_enum)]
+    pub rope_scaling: Option<RopeScalingKind>,
+    /// By how much; alone it means linear scaling
+    #[arg(long, env = "ROPE_FACTOR")]
+    pub rope_factor: Option<f32>,
+    /// Slots of the KV pool, one a token [default: a quarter of the free memory, at most 131072]
+    #[arg(long)]
+    pub pool_tokens: Option<u32>,
+    /// Slots of the pool kept for requests that come without slots [default: 1/64 of the pool, at least 1024]
+    #[arg(long)]
+    pub own_slots: Option<u32>,
+    /// Live requests that the device holds
+    #[arg(long, default_value_t = 64)]
+    pub max_lanes: u32,
+    /// Prompt tokens in one step until a router's Warmup says otherwise
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 4096)]
+    pub max_batch_prefill_tokens: u32,
+    /// Most tokens of one forward pass [default: --max-batch-prefill-tokens and --max-lanes together]
+    #[arg(long)]
+    pub max_step_tokens: Option<u32>,
+    /// Accepted; the router's Warmup carries the limit that counts
+    #[arg(long, env = "MAX_INPUT_TOKENS")]
+    pub max_input_tokens: Option<u32>,
+    /// Share of the GPU's memory to use
+    #[arg(long, env = "CUDA_MEMORY_FRACTION", default_value_t = 1.0)]
+    pub cuda_memory_fraction: f32,
+    /// Batch sizes of captured graphs, separated by commas; 0 for none
+    #[arg(long, env = "CUDA_GRAPHS", value_delimiter = ',')]
+    pub cuda_graphs: Vec<u32>,
+    /// Answer requests for the log-probabilities of prompt tokens
+    #[arg(long, env = "REQUEST_LOGPROBS", value_parser = FalseyValueParser::new())]
+    pub enable_prefill_logprobs: bool,
+    /// Let the router reuse the KV of earlier prompts
+    #[arg(long, env = "PREFIX_CACHING", action = clap::ArgAction::Set)]
+    #[arg(value_parser = FalseyValueParser::new(), default_value = "true")]
+    pub prefix_caching: bool,
+    /// Let the router cut prompts into chunks; off means no prefix caching either
+    #[arg(long, env = "PREFILL_CHUNKING", action = clap::ArgAction::Set)]
+    #[arg(value_parser = FalseyValueParser::new(), default_value = "true")]
+    pub prefill_chunking: bool,
+    /// Share of the vocabulary that a watermark prefers
+    #[arg(long, env = "WATERMARK_GAMMA", default_value_t = 0.5)]
+    pub watermark_gamma: f32,
+    /// How strongly a watermark prefers it
+    #[arg(long, env = "WATERMARK_DELTA", default_value_t = 2.0)]
+    pub watermark_delta: f32,
+    /// Seconds after which a step counts as hung, and the process ends
+    #[arg(long, default_value_t = 600.0)]
+    pub step_timeout: f64,
+}
+
+/// Flags that say where a shard listens.
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// The unix socket, less its ending `-<rank>`
+    #[arg(long, env = "SHARD_UDS_PATH", default_value = "/tmp/text-generation-server")]
+    pub uds_path: PathBuf,
+    /// Listen on TCP as well: a port (on loopback) or an address; nothing is encrypted or authenticated
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
+    pub listen: Option<SocketAddr>,
+    /// Largest request message, in MiB
+    #[arg(long, default_value_t = 256)]
+    pub max_message_mb: usize,
+    /// Seconds that running calls may take to finish after SIGTERM
+    #[arg(long, default_value_t = 30.0)]
+    pub drain_timeout: f64,
+}
+
+/// Flags that say what is told, and to whom.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL
+    #[arg(long, default_value = "INFO")]
+    pub logger_level: LogLevel,
+    /// Log one JSON object a line
+    #[arg(long, env = "JSON_OUTPUT", value_parser = FalseyValueParser::new())]
+    #[arg(overrides_with = "no_json_output")]
+    pub json_output: bool,
+    #[arg(long = "no-json-output", id = "no_json_output", hide = true)]
+    _no_json_output: bool,
+    /// Send traces and metrics to this OTLP/gRPC collector
+    #[arg(long, env = "OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// The name under which they are sent
+    #[arg(long, env = "OTLP_SERVICE_NAME", default_value = "text-generation-inference.server")]
+    pub otlp_service_name: String,
+}
+
+/// Flags of the hub.
+#[derive(Debug, Args)]
+pub struct HubArgs {
+    /// Branch, tag or commit on the hub
+    #[arg(long, env = "REVISION")]
+    pub revision: Option<String>,
+    /// The hub's access token
+    #[arg(long, env = "HF_TOKEN", hide = true, hide_env_values = true)]
+    pub hf_token: Option<String>,
+    /// The same, by its older name
+    #[arg(long, env = "HF_API_TOKEN", hide = true, hide_env_values = true)]
+    pub hf_api_token: Option<String>,
+    /// The folder of all that belongs to the hub
+    #[arg(long, env = "HF_HOME", hide = true)]
+    pub hf_home: Option<PathBuf>,
+    /// The folder of downloaded files
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE")]
+    pub huggingface_hub_cache: Option<PathBuf>,
+    /// A folder of weights that goes before the others
+    #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE")]
+    pub weights_cache_override: Option<PathBuf>,
+    /// Never ask the network
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = FalseyValueParser::new())]
+    pub hf_hub_offline: bool,
+}
+
+/// Flags of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The prompt
+    pub prompt: String,
+    /// A running shard, as `unix:///path` or `http://host:port`; without one, a shard is started for this prompt
+    #[arg(long)]
+    pub url: Option<String>,
+    /// A local directory or a hub id; the demo model of the repository when left out
+    #[arg(long, env = "MODEL_ID")]
+    pub model: Option<String>,
+    /// Most tokens to generate
+    #[arg(long, short = 'n', default_value_t = 100)]
+    pub max_new_tokens: u32,
+    /// Divides the logits
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Draw from the likeliest tokens only; 0 for all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Draw from the smallest set with this mass
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Draw from the most typical set with this mass
+    #[arg(long, default_value_t = 1.0)]
+    pub typical_p: f32,
+    /// Punish tokens that were there before
+    #[arg(long, default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Draw instead of taking the likeliest token
+    #[arg(long)]
+    pub do_sample: bool,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// A text that ends the output; may be given several times
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// How and where the model is loaded, without --url.
+    #[command(flatten)]
+    pub shard: ShardArgs,
+    /// What is told.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// The folder for the private socket of the shard started here
+    #[arg(long, env = "TMPDIR", hide = true, default_value = "/tmp")]
+    pub tmpdir: PathBuf,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A local directory or a hub id; the demo model of the repository when left out
+    #[arg(env = "MODEL_ID")]
+    pub model: Option<String>,
+    /// How and where it would be loaded.
+    #[command(flatten)]
+    pub shard: ShardArgs,
+    /// What is told.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Flags of `download-weights`.
+#[derive(Debug, Args)]
+pub struct DownloadArgs {
+    /// A local directory or a hub id
+    #[arg(env = "MODEL_ID")]
+    pub model: String,
+    /// The hub's files.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// Ending of the weight files; safetensors is what can be read
+    #[arg(long, default_value = ".safetensors")]
+    pub extension: String,
+    /// Accepted; nothing is converted
+    #[arg(long, overrides_with = "no_auto_convert")]
+    pub auto_convert: bool,
+    #[arg(long = "no-auto-convert", id = "no_auto_convert", hide = true)]
+    _no_auto_convert: bool,
+    /// Merge a LoRA adapter into its base model
+    #[arg(long)]
+    pub merge_lora: bool,
+    /// Accepted; no code is ever taken from a model's folder
+    #[arg(long, env = "TRUST_REMOTE_CODE", value_parser = FalseyValueParser::new())]
+    #[arg(overrides_with = "no_trust_remote_code")]
+    pub trust_remote_code: bool,
+    #[arg(long = "no-trust-remote-code", id = "no_trust_remote_code", hide = true)]
+    _no_trust_remote_code: bool,
+    /// What is told.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What becomes of a variable that TGI's launcher sets for a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variable {
+    /// The flag that it stands for.
+    Flag(&'static str),
+    /// It changes nothing here, for this reason.
+    Ignored(&'static str),
+}
+
+/// Every variable that TGI's launcher documents or sets for a shard.
+pub const ENVIRONMENT: &[(&str, Variable)] = &[
+    ("RANK", Variable::Flag("rank")),
+    ("WORLD_SIZE", Variable::Flag("world-size")),
+    ("MASTER_ADDR", Variable::Ignored("the ranks are threads of one process")),
+    ("MASTER_PORT", Variable::Ignored("the ranks are threads of one process")),
+    ("ATTENTION", Variable::Ignored("the pool always has one token a block")),
+    ("PREFIX_CACHING", Variable::Flag("prefix-caching")),
+    ("PREFILL_CHUNKING", Variable::Flag("prefill-chunking")),
+    ("CUDA_MEMORY_FRACTION", Variable::Flag("cuda-memory-fraction")),
+    ("TGI_WIGGLE_ROOM", Variable::Ignored("memory is planned, not guessed")),
+    ("CUDA_GRAPHS", Variable::Flag("cuda-graphs")),
+    ("REQUEST_LOGPROBS", Variable::Flag("enable-prefill-logprobs")),
+    ("LORA_ADAPTERS", Variable::Flag("lora-adapters")),
+    ("WATERMARK_GAMMA", Variable::Flag("watermark-gamma")),
+    ("WATERMARK_DELTA", Variable::Flag("watermark-delta")),
+    ("ROPE_SCALING", Variable::Flag("rope-scaling")),
+    ("ROPE_FACTOR", Variable::Flag("rope-factor")),
+    ("MAX_TOTAL_TOKENS", Variable::Ignored("the router's Warmup carries it")),
+    ("MAX_BATCH_SIZE", Variable::Ignored("the router keeps to it")),
+    ("HF_TOKEN", Variable::Flag("hf-token")),
+    ("HF_API_TOKEN", Variable::Flag("hf-api-token")),
+    ("HF_HOME", Variable::Flag("hf-home")),
+    ("HUGGINGFACE_HUB_CACHE", Variable::Flag("huggingface-hub-cache")),
+    ("HF_HUB_OFFLINE", Variable::Flag("hf-hub-offline")),
+    ("WEIGHTS_CACHE_OVERRIDE", Variable::Flag("weights-cache-override")),
+    ("HF_HUB_ENABLE_HF_TRANSFER", Variable::Ignored("files come over plain HTTPS")),
+    ("SAFETENSORS_FAST_GPU", Variable::Ignored("weights are memory-mapped")),
+    ("TORCH_NCCL_AVOID_RECORD_STREAMS", Variable::Ignored("there is no torch")),
+    ("USE_FLASH_ATTENTION", Variable::Ignored("there is one attention")),
+    ("DISABLE_CUSTOM_KERNELS", Variable::Ignored("there are no others")),
+    ("EXLLAMA_VERSION", Variable::Ignored("there is no exllama")),
+    ("DISABLE_EXLLAMA", Variable::Ignored("there is no exllama")),
+    ("DEBUG", Variable::Ignored("there is no process group to fake")),
+    ("LOG_LEVEL", Variable::Ignored("the level comes by --logger-level")),
+];
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Asked to end, and every running call was answered; or the command did its work.
+    Done,
+    /// Nothing was served: the model could not be loaded, or the socket not be bound; or the command failed.
+    Failed,
+    /// The flags or their combination were refused.
+    Usage,
+    /// The engine died.
+    EngineDied,
+    /// A step ran longer than `--step-timeout`.
+    StepTimeout,
+    /// Asked to end, and calls were still running after `--drain-timeout`, or a second signal came.
+    CutShort,
+    /// A rank above 0, whose rank 0 died.
+    LeaderDied,
+}
+
+impl Exit {
+    const ALL: [(Exit, &'static str); 7] = [
+        (Exit::Done, "done; serve: asked to end, and every running call was answered"),
+        (Exit::Failed, "failed; serve: the model was not loaded or the socket not bound"),
+        (Exit::Usage, "the flags or their combination were refused"),
+        (Exit::EngineDied, "the engine died"),
+        (Exit::StepTimeout, "a step ran longer than --step-timeout"),
+        (Exit::CutShort, "calls were still running after --drain-timeout, or at a second signal"),
+        (Exit::LeaderDied, "a rank above 0 whose rank 0 died"),
+    ];
+
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::EngineDied => 3,
+            Exit::StepTimeout => 4,
+            Exit::CutShort => 5,
+            Exit::LeaderDied => 6,
+        }
+    }
+}
+
+fn exit_codes() -> String {
+    let lines = Exit::ALL.map(|(exit, text)| format!("  {}  {text}", exit.code()));
+    format!("Exit codes:\n{}", lines.join("\n"))
+}
+
+fn serve_notes() -> String {
+    let ignored = ENVIRONMENT.iter().filter_map(|(name, variable)| match variable {
+        Variable::Ignored(reason) => Some(format!("  {name}: {reason}")),
+        Variable::Flag(_) => None,
+    });
+    let ignored = ignored.collect::<Vec<_>>().join("\n");
+    format!("Variables of TGI's launcher that change nothing here:\n{ignored}\n\n{}", exit_codes())
+}
+
+/// A port alone means loopback.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
+    text.parse().map_err(|_| "expected a port or an address like 127.0.0.1:50051".to_owned())
+}
+
+/// The usage error for flags that are well-formed alone and wrong together.
+pub fn refuse(message: impl std::fmt::Display) -> clap::Error {
+    Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -120,6 +120,8 @@ pub struct EngineStats {
     pub n_lanes_taken: u32,
     /// Batches in the store.
     pub n_batches: u32,
-    /// Requests in these batches.
+    /// Requests in these batches, ended ones included.
     pub n_requests: u32,
+    /// Requests in these batches that have not ended.
+    pub n_live: u32,
 }

@@ -1,11 +1,161 @@
 //! The one thread that owns pool, batches and executor.
+//!
+//! A step takes its batches out of the store, runs, and puts the result back; a failure drops them, and dropping
+//! returns their slots and lanes.
 
+mod admit;
 mod call;
 mod pulse;
+mod run;
 mod thread;
+mod warmup;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::batch::{Batch, Budget, CachedBatch, Lanes, Request, Store};
+use crate::error::{Error, Result};
+use crate::ids::{BatchId, Protocol, RequestId};
+use crate::model::executor::Executor;
+use crate::pool::Pool;
+use crate::text::Tokenizer;
 
 pub use call::{
     Arrival, Capacity, EngineStats, Placement, PrefillCall, Prepared, StepAnswer, Timings, WarmupCall,
 };
 pub use pulse::{Condition, Pulse};
-pub use thread::{EngineConfig, EngineHandle};
+pub use thread::EngineHandle;
+
+/// What the engine is configured with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Slots kept for requests that the shard places itself; the router is told of the rest.
+    pub own_slots: u32,
+    /// Prompt tokens in one step before a Warmup says otherwise.
+    pub max_prefill_tokens: u32,
+    /// The model's end-of-text ids.
+    pub eos: Arc<[u32]>,
+    /// A batch on own slots that nobody asked for in this time is dropped.
+    pub abandoned_after: Duration,
+    /// When own slots run short, the batch on them that nobody asked for longest goes, after this time at least.
+    pub reclaimable_after: Duration,
+}
+
+/// The engine's state, on its thread.
+struct Engine {
+    config: EngineConfig,
+    tokenizer: Arc<Tokenizer>,
+    pulse: Arc<Pulse>,
+    executor: Box<dyn Executor>,
+    pool: Pool,
+    lanes: Lanes,
+    store: Store,
+    budget: Budget,
+    /// Shared with the handles, which read limits without asking.
+    capacity: Arc<Mutex<Capacity>>,
+    /// What happened that no answer has carried yet.
+    notices: Vec<String>,
+}
+
+impl Engine {
+    fn new(
+        config: EngineConfig,
+        tokenizer: Arc<Tokenizer>,
+        pulse: Arc<Pulse>,
+        executor: Box<dyn Executor>,
+    ) -> Result<Engine> {
+        let info = executor.info();
+        if info.max_step_tokens < info.n_lanes {
+            return Err(Error::Precondition(format!(
+                "a step of {} tokens is too small for {} lanes",
+                info.max_step_tokens, info.n_lanes
+            )));
+        }
+        let pool = Pool::new(info.n_slots, config.own_slots)?;
+        let max_total_tokens = info.max_positions.min(pool.n_router_slots());
+        let capacity = Capacity {
+            max_supported_total_tokens: pool.n_router_slots(),
+            max_input_tokens: max_total_tokens.saturating_sub(1),
+            max_total_tokens,
+        };
+        Ok(Engine {
+            lanes: Lanes::new(info.n_lanes)?,
+            budget: Budget {
+                max_prefill_tokens: config.max_prefill_tokens as usize,
+                max_step_tokens: info.max_step_tokens as usize,
+            },
+            pool,
+            store: Store::default(),
+            capacity: Arc::new(Mutex::new(capacity)),
+            notices: Vec::new(),
+            config,
+            tokenizer,
+            pulse,
+            executor,
+        })
+    }
+
+    fn capacity(&self) -> Capacity {
+        *self.capacity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the listed requests. An ended batch that keeps none is dropped.
+    fn filter(&mut self, id: BatchId, keep: &[RequestId]) -> Result<CachedBatch> {
+        if keep.is_empty() {
+            return Err(Error::Invalid(format!("no request of batch {id} is to be kept; clear it instead")));
+        }
+        let (mut batch, is_own) = self.store.take(id).ok_or_else(|| unknown(id))?;
+        batch.filter(keep);
+        let description = batch.describe(&self.pool, self.budget);
+        if !batch.requests().is_empty() {
+            self.store.insert(batch, is_own, Instant::now());
+        }
+        Ok(description)
+    }
+
+    /// Drops one batch, or all of both protocols: then the router that knew of them is gone, with its prefix cache.
+    fn clear(&mut self, protocol: Protocol, number: Option<u64>) {
+        match number {
+            Some(number) => self.store.remove(BatchId { protocol, number }),
+            None => {
+                self.store.clear();
+                self.pool.reset();
+            }
+        }
+    }
+
+    fn drop_abandoned(&mut self) {
+        for (id, n_requests) in self.store.drop_abandoned(Instant::now(), self.config.abandoned_after) {
+            self.notices.push(format!(
+                "batch {id} with {n_requests} requests was dropped: nobody asked for it in {:?}",
+                self.config.abandoned_after
+            ));
+        }
+    }
+
+    /// Checks pool and lanes against what the stored batches hold. Between calls nothing else holds any.
+    fn check_integrity(&self) -> Result<EngineStats> {
+        let batches = || self.store.batches();
+        let n_holdings = batches().flat_map(Batch::leases).map(|lease| lease.slots().len()).sum();
+        self.pool.check_integrity(n_holdings)?;
+        let n_lanes = batches().flat_map(Batch::requests).filter(|request| request.has_lane()).count();
+        self.lanes.check_integrity(n_lanes)?;
+        let n_requests: usize = batches().map(|batch| batch.requests().len()).sum();
+        Ok(EngineStats {
+            n_slots: self.pool.n_slots(),
+            n_leased: self.pool.n_leased(),
+            n_lanes_taken: self.lanes.n_taken(),
+            n_batches: batches().count() as u32,
+            n_requests: n_requests as u32,
+            n_live: batches().flat_map(Batch::requests).filter(|request| !Request::has_ended(request)).count()
+                as u32,
+        })
+    }
+}
+
+fn unknown(id: BatchId) -> Error {
+    Error::UnknownBatch(format!("batch {id} is not here"))
+}

@@ -54,7 +54,9 @@ impl Pulse {
         }
         match self.step_began.load(Ordering::Relaxed) {
             0 => Condition::Idle,
-            began => Condition::Stepping(self.origin.elapsed().saturating_sub(Duration::from_nanos(began - 1))),
+            began => {
+                Condition::Stepping(self.origin.elapsed().saturating_sub(Duration::from_nanos(began - 1)))
+            }
         }
     }
 }

@@ -1,0 +1,14 @@
+//! The harness of the integration tests.
+
+pub mod engine;
+pub mod oracle;
+pub mod shard;
+
+pub use engine::{EngineOptions, start_engine};
+
+use std::path::PathBuf;
+
+/// A folder of `integration/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/fixtures").join(name)
+}

@@ -1,0 +1,96 @@
+//! The program: parse, telemetry, run the command, exit code.
+
+mod generate;
+mod inspect;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tokio::runtime::Runtime;
+
+use crate::cli::{self, Cli, Command, Exit};
+use crate::config::{self, LogStream, Refusal, TelemetryConfig};
+use crate::server::{self, Ending, Fault};
+use crate::telemetry::Telemetry;
+
+/// What `main` does.
+pub fn main() -> ExitCode {
+    let exit = match Cli::parse().command {
+        Command::Serve(args) => {
+            with(config::serve(*args), async |config| server::run(&config).await.map(exit_of))
+        }
+        Command::Generate(args) => with(config::generate(*args), generate::run),
+        Command::Inspect(args) => with(config::inspect(*args), inspect::run),
+        Command::DownloadWeights(args) => with(config::download(*args), async |source| {
+            let folder = tokio::task::spawn_blocking(move || server::resolve_folder(&source)).await??;
+            tracing::info!("the model's files are in {}", folder.display());
+            anyhow::Ok(Exit::Done)
+        }),
+    };
+    ExitCode::from(exit.code())
+}
+
+/// Runs a command between setting up and ending what it runs on.
+fn with<C, E: fmt::Display>(
+    configured: Result<(C, TelemetryConfig), Refusal>,
+    command: impl AsyncFnOnce(C) -> Result<Exit, E>,
+) -> Exit {
+    let (config, telemetry) = configured.unwrap_or_else(|refusal| cli::refuse(refusal).exit());
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no threads can be started: {error}");
+            return Exit::Failed;
+        }
+    };
+    let exit = {
+        let _entered = runtime.enter();
+        let started = Telemetry::start(&telemetry);
+        let (exporters, exit) = match started {
+            Ok(exporters) => (exporters, runtime.block_on(command(config))),
+            Err(message) => cli::refuse(message).exit(),
+        };
+        let exit = exit.unwrap_or_else(|error| {
+            fail(&telemetry, &error);
+            Exit::Failed
+        });
+        exporters.stop();
+        exit
+    };
+    // What still runs now was abandoned on purpose: a step that hangs must not keep the process.
+    runtime.shutdown_background();
+    exit
+}
+
+/// The sentence that says why a command failed: as a log line, where TGI's launcher looks for it, and on the
+/// terminal where logs go elsewhere.
+fn fail(telemetry: &TelemetryConfig, error: &dyn fmt::Display) {
+    tracing::error!("{error:#}");
+    if telemetry.json && telemetry.stream == LogStream::Out {
+        // The launcher shows standard error when a shard has ended.
+        eprintln!("{error:#}");
+    }
+}
+
+fn exit_of(ending: Ending) -> Exit {
+    match ending {
+        Ending::Drained => Exit::Done,
+        Ending::CutShort => {
+            tracing::error!("ended with calls still running");
+            Exit::CutShort
+        }
+        Ending::Fault(Fault::StepTimeout(cause)) => {
+            tracing::error!("giving up: {cause}");
+            Exit::StepTimeout
+        }
+        Ending::Fault(Fault::EngineDied(cause)) => {
+            tracing::error!("giving up: the engine died: {cause}");
+            Exit::EngineDied
+        }
+        Ending::LeaderDied => {
+            tracing::error!("rank 0 died");
+            Exit::LeaderDied
+        }
+    }
+}

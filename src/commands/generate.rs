@@ -1,0 +1,67 @@
+//! `generate`: one prompt, streamed to the terminal, from a running shard or from one started for it.
+
+use std::fs::DirBuilder;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::cli::Exit;
+use crate::config::{ClientConfig, Parameters, ShardConfig, SocketConfig, Target};
+use crate::server::{self, RunningShard};
+
+pub(super) async fn run(config: ClientConfig) -> Result<Exit> {
+    match &config.target {
+        Target::Url(url) => ask(url, &config).await?,
+        Target::Private(shard, tmpdir) => {
+            let folder = PrivateFolder::new(tmpdir)?;
+            let shard = start(shard, &folder.0).await?;
+            let asked = tokio::select! {
+                asked = ask(shard.url(), &config) => asked,
+                _ = tokio::signal::ctrl_c() => Ok(()),
+            };
+            shard.stop().await;
+            asked?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn start(config: &ShardConfig, folder: &Path) -> Result<RunningShard> {
+    let to_load = config.clone();
+    let loaded = tokio::task::spawn_blocking(move || server::load(&to_load)).await??;
+    Ok(RunningShard::start(config, &SocketConfig::private(folder), loaded).await?)
+}
+
+/// LINK: `client::generate` with `config.prompt` and `config.parameters`, on the shard at `url`.
+async fn ask(url: &str, config: &ClientConfig) -> Result<()> {
+    let ClientConfig { prompt, parameters: Parameters { max_new_tokens, .. }, .. } = config;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{prompt}")?;
+    anyhow::bail!("this build has no client to ask {url} for {max_new_tokens} tokens")
+}
+
+/// A folder that only this user can enter, gone when dropped.
+struct PrivateFolder(PathBuf);
+
+impl PrivateFolder {
+    fn new(parent: &Path) -> Result<PrivateFolder> {
+        let name = |attempt: u32| parent.join(format!("kvshard-{}-{attempt}", std::process::id()));
+        for attempt in 0..100 {
+            match DirBuilder::new().mode(0o700).create(name(attempt)) {
+                Ok(()) => return Ok(PrivateFolder(name(attempt))),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).context("no folder for the shard's socket can be made"),
+            }
+        }
+        anyhow::bail!("no folder for the shard's socket can be made under {}", parent.display())
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        // Left-over files in a temporary folder harm nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,119 @@
+//! Prefill and Decode: merge, plan, run, answer.
+
+use std::time::Instant;
+
+use super::admit::Admitted;
+use super::{Engine, PrefillCall, StepAnswer, Timings, unknown};
+use crate::backend::step::{Sampled, StepInput, StepOutput};
+use crate::batch::{Batch, SampledRows, concatenate};
+use crate::error::{Error, Result};
+use crate::ids::BatchId;
+
+/// What running a batch produced, and how much was run.
+pub(super) struct Ran {
+    sampled: SampledRows,
+    n_tokens: usize,
+    n_rows: usize,
+}
+
+impl Engine {
+    /// Starts requests. The batch to merge with is taken first: a router that sees the call fail never mentions it
+    /// again, so it must not stay.
+    pub(super) fn prefill(&mut self, call: PrefillCall) -> Result<StepAnswer> {
+        let began = Instant::now();
+        // A batch id that comes again means that whoever used it is done with it.
+        if call.merge != Some(call.batch) {
+            self.store.remove(call.batch);
+        }
+        let older = match call.merge {
+            Some(id) => Some(self.store.take(id).ok_or_else(|| unknown(id))?),
+            None => None,
+        };
+        let Admitted { requests, refusals, is_own } =
+            self.admit(call.arrivals, older.as_ref().map(|(batch, _)| batch))?;
+        let n_new = requests.len();
+        let newer = Batch::new(call.batch, requests);
+        let merging = Instant::now();
+        let (batch, is_own, concat_ns) = match older {
+            Some((older, older_own)) => {
+                let batch = concatenate(vec![older, newer])?;
+                (batch, is_own || older_own, Some(nanoseconds(merging)))
+            }
+            None => (newer, is_own, None),
+        };
+        let mut answer = self.step(batch, is_own, n_new, began)?;
+        answer.timings.concat_ns = concat_ns;
+        answer.generations.extend(refusals);
+        Ok(answer)
+    }
+
+    /// Runs the next step of cached batches. A handle that is wrong costs nobody's batch.
+    pub(super) fn decode(&mut self, ids: &[BatchId]) -> Result<StepAnswer> {
+        let began = Instant::now();
+        for (index, id) in ids.iter().enumerate() {
+            if ids[..index].contains(id) {
+                return Err(Error::Invalid(format!("batch {id} is named twice")));
+            }
+            if !self.store.contains(*id) {
+                return Err(unknown(*id));
+            }
+        }
+        let (batches, own): (Vec<Batch>, Vec<bool>) =
+            ids.iter().filter_map(|id| self.store.take(*id)).unzip();
+        let n_batches = batches.len();
+        let batch = concatenate(batches)?;
+        let concat_ns = (n_batches > 1).then(|| nanoseconds(began));
+        let mut answer = self.step(batch, own.contains(&true), 0, began)?;
+        answer.timings.concat_ns = concat_ns;
+        Ok(answer)
+    }
+
+    /// Runs a batch and stores it, if some of it still lives. On failure it is gone.
+    fn step(&mut self, mut batch: Batch, is_own: bool, n_new: usize, began: Instant) -> Result<StepAnswer> {
+        let ran = self.run(&mut batch, n_new)?;
+        let forward_ns = nanoseconds(began);
+        let answering = Instant::now();
+        for (index, _) in ran.sampled.iter().filter(|(_, sampled)| *sampled == Sampled::NoDistribution) {
+            let id = batch.requests()[*index].id();
+            self.notices.push(format!("request {id} was ended: its logits are no numbers"));
+        }
+        let generations = batch.accept(ran.sampled, &self.tokenizer, self.stand_in_token());
+        let stored = (!batch.has_ended()).then(|| batch.describe(&self.pool, self.budget));
+        if stored.is_some() {
+            self.store.insert(batch, is_own, Instant::now());
+        }
+        let timings = Timings {
+            forward_ns,
+            decode_ns: nanoseconds(answering),
+            concat_ns: None,
+            n_tokens: ran.n_tokens as u32,
+            n_rows: ran.n_rows as u32,
+        };
+        Ok(StepAnswer { generations, batch: stored, timings, notices: std::mem::take(&mut self.notices) })
+    }
+
+    /// Computes what a call asks of each request, in as many passes as it takes.
+    pub(super) fn run(&mut self, batch: &mut Batch, n_new: usize) -> Result<Ran> {
+        let plan = batch.plan(n_new, self.budget);
+        let mut ran = Ran { sampled: Vec::new(), n_tokens: 0, n_rows: 0 };
+        while let Some(mut pass) = batch.next_pass(&plan, &self.pool, &self.lanes, self.budget) {
+            let input = pass.take_input();
+            ran.n_tokens += input.n_tokens();
+            ran.n_rows += input.rows.len();
+            let output = self.execute(input)?;
+            ran.sampled.extend(batch.apply(&pass, output, &self.pool)?);
+        }
+        Ok(ran)
+    }
+
+    fn execute(&mut self, input: StepInput) -> Result<StepOutput> {
+        self.pulse.begin_step();
+        let output = self.executor.submit(input).and_then(|()| self.executor.wait());
+        self.pulse.end_step();
+        output
+    }
+}
+
+pub(super) fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,69 @@
+//! The set of free slots.
+
+use std::ops::Range;
+
+/// Free slot numbers, a bit each. Slot 0 is never among them.
+pub(super) struct FreeSlots {
+    words: Vec<u64>,
+    len: u32,
+}
+
+impl FreeSlots {
+    /// Slots `1..n_slots`, all free.
+    pub(super) fn new(n_slots: u32) -> FreeSlots {
+        let mut free = FreeSlots { words: vec![0; n_slots.div_ceil(64) as usize], len: 0 };
+        (1..n_slots).for_each(|slot| free.insert(slot));
+        free
+    }
+
+    /// Number of free slots.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub(super) fn contains(&self, slot: u32) -> bool {
+        self.words[slot as usize / 64] & bit(slot) != 0
+    }
+
+    pub(super) fn insert(&mut self, slot: u32) {
+        self.len += u32::from(!self.contains(slot));
+        self.words[slot as usize / 64] |= bit(slot);
+    }
+
+    pub(super) fn remove(&mut self, slot: u32) {
+        self.len -= u32::from(self.contains(slot));
+        self.words[slot as usize / 64] &= !bit(slot);
+    }
+
+    /// Number of free slots in a range.
+    pub(super) fn count(&self, range: Range<u32>) -> usize {
+        let (first, last) = (range.start as usize / 64, range.end as usize / 64);
+        let below = |slot: u32| bit(slot) - 1;
+        let whole: usize =
+            self.words[first..last.min(self.words.len())].iter().map(|word| word.count_ones() as usize).sum();
+        let before = (self.words[first] & below(range.start)).count_ones() as usize;
+        let rest = self.words.get(last).map_or(0, |word| (word & below(range.end)).count_ones() as usize);
+        whole + rest - before
+    }
+
+    /// Removes the `n` highest free slots at or above `lowest`; fewer, if there are fewer. Highest first, so that
+    /// the shard's reserve, which lies at the top, goes before what a router may come to claim.
+    pub(super) fn take_highest(&mut self, n: usize, lowest: u32) -> Vec<u32> {
+        let mut taken = Vec::with_capacity(n);
+        for index in (lowest as usize / 64..self.words.len()).rev() {
+            while taken.len() < n && self.words[index] != 0 {
+                let slot = index as u32 * 64 + 63 - self.words[index].leading_zeros();
+                if slot < lowest {
+                    break;
+                }
+                self.remove(slot);
+                taken.push(slot);
+            }
+        }
+        taken
+    }
+}
+
+fn bit(slot: u32) -> u64 {
+    1 << (slot % 64)
+}
