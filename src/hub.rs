@@ -5,58 +5,21 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use hf_hub::api::Progress as HubProgress;
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
 
+use crate::config::ModelSource;
 use crate::error::{Error, Result};
-use crate::model::checkpoint::{INDEX_FILE, SINGLE_FILE, read_limited};
-use crate::model::families::CONFIG_FILE;
 
+const CONFIG_FILE: &str = "config.json";
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The branch that is meant where none is named.
 const DEFAULT_REVISION: &str = "main";
-/// Longest index, as for a checkpoint's.
-const MAX_INDEX_BYTES: u64 = 100_000_000;
-
-/// Values of the environment variables that the hub's clients share, as found.
-#[derive(Debug, Clone, Default)]
-pub struct HubVariables {
-    /// `HF_HOME`: cache and token lie below it.
-    pub hf_home: Option<String>,
-    /// `HF_HUB_CACHE`: the cache itself.
-    pub hf_hub_cache: Option<String>,
-    /// `HUGGINGFACE_HUB_CACHE`: the older name of `HF_HUB_CACHE`, which TGI's images set.
-    pub huggingface_hub_cache: Option<String>,
-    /// `XDG_CACHE_HOME`.
-    pub xdg_cache_home: Option<String>,
-    /// `HOME`.
-    pub home: Option<String>,
-    /// `HF_HUB_OFFLINE`: 1, on, yes or true for no network.
-    pub hf_hub_offline: Option<String>,
-    /// `HF_TOKEN`: for private and gated models.
-    pub hf_token: Option<String>,
-    /// `HF_ENDPOINT`: a mirror.
-    pub hf_endpoint: Option<String>,
-}
-
-/// Where models come from.
-#[derive(Clone)]
-pub struct Hub {
-    cache: PathBuf,
-    token: Option<String>,
-    endpoint: Option<String>,
-    network: Network,
-}
-
-/// Whether the hub may be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Network {
-    Allowed,
-    Forbidden,
-}
 
 /// How far a download is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,72 +39,75 @@ pub struct Download<'a> {
 /// A model that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// Its directory.
+    /// The directory of config and tokenizer.
     pub folder: PathBuf,
+    /// The directory of the safetensors: the same, unless the operator keeps weights elsewhere.
+    pub weights: PathBuf,
     /// What is worth telling an operator.
     pub notice: Option<String>,
 }
 
+/// The directory of a model, downloaded if need be. Without a network what the cache holds is taken.
+///
+/// # Errors
+/// [`Error::Invalid`] for what is neither a directory nor an id, [`Error::Checkpoint`] when the model cannot be had or
+/// has no safetensors.
+pub fn locate(source: &ModelSource, progress: &mut dyn FnMut(Download<'_>)) -> Result<Located> {
+    let (folder, notice) = if Path::new(&source.name).is_dir() {
+        (PathBuf::from(&source.name), None)
+    } else {
+        check_id(&source.name)?;
+        let revision = source.revision.as_deref().unwrap_or(DEFAULT_REVISION);
+        check_revision(revision)?;
+        Hub::new(source)?.locate(&source.name, revision, progress)?
+    };
+    let weights = source.weights_override.clone().unwrap_or_else(|| folder.clone());
+    check_config(&folder)?;
+    check_weights(&weights)?;
+    Ok(Located { folder, weights, notice })
+}
+
+/// The hub, and where its files are kept.
+struct Hub {
+    cache: PathBuf,
+    token: Option<String>,
+    endpoint: Option<String>,
+    /// The network must not be asked.
+    offline: bool,
+    /// Weights lie elsewhere, so none are fetched.
+    without_weights: bool,
+}
+
 impl Hub {
-    /// The hub as the environment describes it; the first of `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`,
-    /// `XDG_CACHE_HOME` and `HOME` decides where the cache is, as in `huggingface_hub`.
-    pub fn new(variables: HubVariables) -> Hub {
-        let path = |value: Option<String>| value.filter(|value| !value.is_empty()).map(PathBuf::from);
-        let user_cache =
-            path(variables.xdg_cache_home).or(path(variables.home).map(|home| home.join(".cache")));
-        let user_cache = user_cache.unwrap_or_else(|| PathBuf::from(".cache"));
-        let home = path(variables.hf_home).unwrap_or_else(|| user_cache.join("huggingface"));
-        let cache = path(variables.hf_hub_cache)
-            .or(path(variables.huggingface_hub_cache))
-            .unwrap_or_else(|| home.join("hub"));
-        let token = variables.hf_token.or_else(|| fs::read_to_string(home.join("token")).ok());
-        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-        let offline = variables.hf_hub_offline.unwrap_or_default().to_ascii_lowercase();
-        let network = match offline.as_str() {
-            "1" | "on" | "yes" | "true" => Network::Forbidden,
-            _ => Network::Allowed,
-        };
-        let endpoint = variables.hf_endpoint.map(|endpoint| endpoint.trim_end_matches('/').to_owned());
-        Hub { cache, token, endpoint: endpoint.filter(|endpoint| !endpoint.is_empty()), network }
+    fn new(source: &ModelSource) -> Result<Hub> {
+        let usual = || std::env::home_dir().map(|home| home.join(".cache/huggingface/hub"));
+        let cache = source.cache.clone().or_else(usual).ok_or_else(|| {
+            Error::Invalid("there is no home directory to keep the hub's files in; set HF_HOME".to_owned())
+        })?;
+        let endpoint = source.endpoint.as_ref().map(|endpoint| endpoint.trim_end_matches('/').to_owned());
+        let (token, without_weights) = (source.token.clone(), source.weights_override.is_some());
+        Ok(Hub { cache, token, endpoint, offline: source.offline, without_weights })
     }
 
-    /// The directory of a model, downloaded if need be; `revision` is a branch, a tag or a commit. Without a network
-    /// what the cache holds is taken.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for what is neither a directory nor an id, [`Error::Checkpoint`] when the model cannot be had
-    /// or has no safetensors.
-    pub fn locate(
+    /// A revision's snapshot, and what is worth telling.
+    fn locate(
         &self,
         model: &str,
-        revision: Option<&str>,
+        revision: &str,
         progress: &mut dyn FnMut(Download<'_>),
-    ) -> Result<Located> {
-        let folder = Path::new(model);
-        if folder.is_dir() {
-            check_files(folder)?;
-            return Ok(Located { folder: folder.to_owned(), notice: None });
-        }
-        check_id(model)?;
-        let revision = revision.filter(|revision| !revision.is_empty()).unwrap_or(DEFAULT_REVISION);
-        check_revision(revision)?;
+    ) -> Result<(PathBuf, Option<String>)> {
         let cached = self.cached(model, revision);
-        if self.network == Network::Forbidden {
-            let folder = cached.ok_or_else(|| {
-                Error::Checkpoint(format!(
-                    "{model} at {revision} is not in the cache, and HF_HUB_OFFLINE is set"
-                ))
-            })?;
-            check_files(&folder)?;
-            return Ok(Located { folder, notice: None });
+        if self.offline {
+            let missing = || format!("{model} at {revision} is not in the cache, and HF_HUB_OFFLINE is set");
+            return cached.map(|folder| (folder, None)).ok_or_else(|| Error::Checkpoint(missing()));
         }
+        let complete = |folder: &PathBuf| {
+            check_config(folder).is_ok() && (self.without_weights || check_weights(folder).is_ok())
+        };
         match (self.download(model, revision, progress), cached) {
-            (Ok(folder), _) => {
-                check_files(&folder)?;
-                Ok(Located { folder, notice: None })
-            }
-            (Err(error), Some(folder)) if check_files(&folder).is_ok() => {
-                Ok(Located { folder, notice: Some(format!("{error}; taking what the cache holds")) })
+            (Ok(folder), _) => Ok((folder, None)),
+            (Err(error), Some(folder)) if complete(&folder) => {
+                Ok((folder, Some(format!("{error}; taking what the cache holds"))))
             }
             (Err(error), _) => Err(error),
         }
@@ -172,8 +138,11 @@ impl Hub {
         let mut builder = ApiBuilder::from_cache(cache.clone())
             .with_progress(false)
             .with_retries(3)
-            .with_token(self.token.clone())
             .with_user_agent("kvshard", env!("CARGO_PKG_VERSION"));
+        // Otherwise the one that the Python client's login keeps beside the cache.
+        if self.token.is_some() {
+            builder = builder.with_token(self.token.clone());
+        }
         if let Some(endpoint) = &self.endpoint {
             builder = builder.with_endpoint(endpoint.clone());
         }
@@ -188,11 +157,11 @@ impl Hub {
         let cached = cache.repo(pinned.clone());
         let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         let folder = cached.pointer_path(&info.sha);
-        let missing: Vec<String> =
-            wanted(&names).into_iter().filter(|name| !folder.join(name).exists()).collect();
-        if !names.iter().any(|name| is_weight_file(name)) {
+        if !self.without_weights && !names.iter().any(|name| is_weight_file(name)) {
             return Err(no_safetensors(&names));
         }
+        let is_missing = |name: &&String| self.wants(name) && !folder.join(name).exists();
+        let missing: Vec<&String> = names.iter().filter(is_missing).collect();
         let remote = api.repo(pinned);
         for (number, name) in missing.iter().enumerate() {
             let report =
@@ -203,23 +172,24 @@ impl Hub {
         pointed.map_err(|error| failed("the cache entry", &error))?;
         Ok(folder)
     }
-}
 
-impl std::fmt::Debug for Hub {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let token = if self.token.is_some() { "with a token" } else { "without a token" };
-        write!(f, "Hub({:?}, {:?}, {token})", self.cache, self.network)
+    /// Whether serving needs a file: configs, tokenizers and weights at the repository's top.
+    fn wants(&self, name: &str) -> bool {
+        let small = [".json", ".model", ".tiktoken", ".jinja", ".txt"];
+        let is_small = small.iter().any(|end| name.ends_with(end));
+        is_plain(name) && (is_small || (is_weight_file(name) && !self.without_weights))
     }
 }
 
-/// Checks that a directory holds what serving needs: a config, and every safetensors file.
-///
-/// # Errors
-/// [`Error::Checkpoint`] with the first file that is missing.
-pub fn check_files(folder: &Path) -> Result<()> {
-    if !folder.join(CONFIG_FILE).is_file() {
-        return Err(Error::Checkpoint(format!("the model's folder has no {CONFIG_FILE}")));
+fn check_config(folder: &Path) -> Result<()> {
+    if folder.join(CONFIG_FILE).is_file() {
+        return Ok(());
     }
+    Err(Error::Checkpoint(format!("the model's folder has no {CONFIG_FILE}")))
+}
+
+/// Checks that a directory holds every safetensors file.
+fn check_weights(folder: &Path) -> Result<()> {
     if folder.join(SINGLE_FILE).is_file() {
         return Ok(());
     }
@@ -228,9 +198,9 @@ pub fn check_files(folder: &Path) -> Result<()> {
         let names: Vec<String> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         return Err(no_safetensors(&names));
     }
-    let index = read_limited(&folder.join(INDEX_FILE), INDEX_FILE, MAX_INDEX_BYTES)?;
-    let index: Value = serde_json::from_slice(&index)
-        .map_err(|error| Error::Checkpoint(format!("{INDEX_FILE} cannot be read: {error}")))?;
+    let unreadable = |error: io::Error| Error::Checkpoint(format!("{INDEX_FILE} cannot be read: {error}"));
+    let index = fs::read(folder.join(INDEX_FILE)).map_err(unreadable)?;
+    let index: Value = serde_json::from_slice(&index).map_err(|error| unreadable(error.into()))?;
     let files = index.get("weight_map").and_then(Value::as_object).into_iter().flat_map(|map| map.values());
     let missing =
         files.filter_map(Value::as_str).find(|file| !is_plain(file) || !folder.join(file).is_file());
@@ -250,16 +220,6 @@ fn no_safetensors(names: &[String]) -> Error {
     })
 }
 
-/// The files of a repository that serving needs: configs, tokenizers and weights at its top.
-fn wanted(names: &[String]) -> Vec<String> {
-    let is_small = |name: &str| {
-        let ends = [".json", ".model", ".tiktoken", ".jinja", ".txt"];
-        ends.iter().any(|end| name.ends_with(end))
-    };
-    let wanted = names.iter().filter(|name| is_plain(name) && (is_small(name) || is_weight_file(name)));
-    wanted.cloned().collect()
-}
-
 /// Whether a file is weights in our format. Some repositories hold a second copy in the authors' own layout.
 fn is_weight_file(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.starts_with("consolidated") && !name.starts_with("adapter")
@@ -268,7 +228,7 @@ fn is_weight_file(name: &str) -> bool {
 /// Whether a name stays in its directory.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
 }
 
 /// Ids are `name` or `organisation/name` in the hub's alphabet.

@@ -17,52 +17,28 @@ fn write(folder: &Path, files: &[(&str, &str)]) {
     }
 }
 
-fn hub(cache: &Path, offline: bool, endpoint: Option<String>) -> Hub {
-    Hub::new(HubVariables {
-        hf_hub_cache: Some(cache.to_str().unwrap().to_owned()),
-        hf_hub_offline: offline.then(|| "1".to_owned()),
-        hf_token: Some("secret".to_owned()),
-        hf_endpoint: endpoint,
-        ..HubVariables::default()
-    })
+fn source(cache: &Path, name: &str, revision: Option<&str>) -> ModelSource {
+    ModelSource {
+        name: name.to_owned(),
+        revision: revision.map(str::to_owned),
+        token: Some("secret".to_owned()),
+        cache: Some(cache.to_owned()),
+        endpoint: None,
+        weights_override: None,
+        offline: true,
+    }
 }
 
-fn locate(hub: &Hub, model: &str, revision: Option<&str>) -> Result<Located> {
-    hub.locate(model, revision, &mut |_| ())
-}
-
-#[test]
-fn the_cache_is_where_the_python_client_has_it() {
-    let text = |path: &str| Some(path.to_owned());
-    let cache = |variables| Hub::new(variables).cache;
-    let all = HubVariables {
-        hf_home: text("/h"),
-        hf_hub_cache: text("/c"),
-        huggingface_hub_cache: text("/old"),
-        xdg_cache_home: text("/x"),
-        home: text("/u"),
-        ..HubVariables::default()
-    };
-    assert_eq!(cache(all.clone()), Path::new("/c"));
-    let all = HubVariables { hf_hub_cache: None, ..all };
-    assert_eq!(cache(all.clone()), Path::new("/old"));
-    let all = HubVariables { huggingface_hub_cache: text(""), ..all };
-    assert_eq!(cache(all.clone()), Path::new("/h/hub"));
-    let all = HubVariables { hf_home: None, ..all };
-    assert_eq!(cache(all.clone()), Path::new("/x/huggingface/hub"));
-    let all = HubVariables { xdg_cache_home: None, ..all };
-    assert_eq!(cache(all), Path::new("/u/.cache/huggingface/hub"));
-    let debug = format!("{:?}", hub(Path::new("/c"), true, None));
-    assert!(debug.contains("Forbidden") && !debug.contains("secret"), "{debug}");
+fn offline(cache: &Path, name: &str, revision: Option<&str>) -> Result<Located> {
+    locate(&source(cache, name, revision), &mut |_| ())
 }
 
 #[test]
 fn a_directory_is_taken_as_it_is() {
     let folder = TempDir::new().unwrap();
-    let hub = hub(folder.path(), true, None);
     let model = folder.path().join("model");
     write(&model, &[]);
-    let refusal = || locate(&hub, model.to_str().unwrap(), None).unwrap_err().to_string();
+    let refusal = || offline(folder.path(), model.to_str().unwrap(), None).unwrap_err().to_string();
     assert_eq!(refusal(), "the model's folder has no config.json");
     write(&model, &[("config.json", "{}")]);
     assert_eq!(refusal(), "the model has neither model.safetensors nor model.safetensors.index.json");
@@ -71,19 +47,18 @@ fn a_directory_is_taken_as_it_is() {
     write(&model, &[("model.safetensors.index.json", r#"{"weight_map": {"a": "x.safetensors"}}"#)]);
     assert_eq!(refusal(), "model.safetensors.index.json lists x.safetensors, which is not there");
     write(&model, &[("x.safetensors", "")]);
-    assert_eq!(locate(&hub, model.to_str().unwrap(), None).unwrap().folder, model);
+    assert_eq!(offline(folder.path(), model.to_str().unwrap(), None).unwrap().folder, model);
 }
 
 #[test]
 fn what_is_no_id_is_refused() {
     let cache = TempDir::new().unwrap();
-    let hub = hub(cache.path(), true, None);
     for id in ["", "/no/such/folder", "a/b/c", "../x", "a/..", "org/na me", "org/", ".hidden", "a\u{0}b"] {
-        let error = locate(&hub, id, None).unwrap_err();
+        let error = offline(cache.path(), id, None).unwrap_err();
         assert!(matches!(error, Error::Invalid(_)), "{id}: {error}");
     }
-    for revision in ["..", "../../x", "/etc", "a//b", "x y"] {
-        let error = locate(&hub, "org/name", Some(revision)).unwrap_err();
+    for revision in ["", "..", "../../x", "/etc", "a//b", "x y"] {
+        let error = offline(cache.path(), "org/name", Some(revision)).unwrap_err();
         assert!(matches!(error, Error::Invalid(_)), "{revision}: {error}");
     }
 }
@@ -97,12 +72,11 @@ fn a_filled_cache_works_without_network() {
     write(&root.join("refs"), &[("main", COMMIT)]);
     write(&root.join("refs/pr"), &[("1", &format!("{COMMIT}\n"))]);
     write(&root.join("refs/evil"), &[("ref", "../../..")]);
-    let hub = hub(cache.path(), true, None);
-    for revision in [None, Some("main"), Some("pr/1"), Some(COMMIT), Some("")] {
-        assert_eq!(locate(&hub, "org/name", revision).unwrap().folder, snapshot, "{revision:?}");
+    for revision in [None, Some("main"), Some("pr/1"), Some(COMMIT)] {
+        assert_eq!(offline(cache.path(), "org/name", revision).unwrap().folder, snapshot, "{revision:?}");
     }
     for (id, revision) in [("org/name", "v2"), ("org/other", "main"), ("org/name", "evil/ref")] {
-        let refusal = locate(&hub, id, Some(revision)).unwrap_err().to_string();
+        let refusal = offline(cache.path(), id, Some(revision)).unwrap_err().to_string();
         assert_eq!(refusal, format!("{id} at {revision} is not in the cache, and HF_HUB_OFFLINE is set"));
     }
 }
@@ -176,15 +150,18 @@ fn a_model_is_downloaded_once_and_then_found_offline() {
         ("../escape.json", "{}"),
     ]);
     let cache = TempDir::new().unwrap();
-    let hub_online = hub(cache.path(), false, Some(format!("{}/", remote.endpoint)));
+    let online = ModelSource {
+        endpoint: Some(format!("{}/", remote.endpoint)),
+        offline: false,
+        ..source(cache.path(), "org/name", None)
+    };
     let mut finished = Vec::new();
-    let found = hub_online
-        .locate("org/name", None, &mut |download| {
-            if download.done_bytes == download.file_bytes {
-                finished.push((download.file.to_owned(), download.n_files));
-            }
-        })
-        .unwrap();
+    let mut watch = |download: Download<'_>| {
+        if download.done_bytes == download.file_bytes {
+            finished.push((download.file.to_owned(), download.n_files));
+        }
+    };
+    let found = locate(&online, &mut watch).unwrap();
     assert_eq!(found.notice, None);
     let mut names: Vec<_> = fs::read_dir(&found.folder)
         .unwrap()
@@ -200,22 +177,44 @@ fn a_model_is_downloaded_once_and_then_found_offline() {
     );
     // A second time only the list is asked for, and offline nothing.
     let asked_before = remote.asked.lock().unwrap().len();
-    assert_eq!(locate(&hub_online, "org/name", Some("main")).unwrap(), found);
+    assert_eq!(locate(&online, &mut |_| ()).unwrap(), found);
     assert_eq!(remote.asked.lock().unwrap().len(), asked_before + 1);
-    assert_eq!(locate(&hub(cache.path(), true, None), "org/name", None).unwrap(), found);
+    assert_eq!(offline(cache.path(), "org/name", Some("main")).unwrap(), found);
 }
 
 #[test]
 fn a_hub_that_fails_is_reported_or_replaced_by_the_cache() {
     let remote = fake_hub(&[("config.json", "{}"), ("pytorch_model.bin", "weights")]);
     let cache = TempDir::new().unwrap();
-    let online = hub(cache.path(), false, Some(remote.endpoint.clone()));
-    assert!(locate(&online, "org/name", None).unwrap_err().to_string().contains("pytorch_model*.bin only"));
-    let refusal = locate(&online, "org/unknown", None).unwrap_err().to_string();
+    let locate = |name| {
+        let endpoint = Some(remote.endpoint.clone());
+        locate(&ModelSource { endpoint, offline: false, ..source(cache.path(), name, None) }, &mut |_| ())
+    };
+    assert!(locate("org/name").unwrap_err().to_string().contains("pytorch_model*.bin only"));
+    let refusal = locate("org/unknown").unwrap_err().to_string();
     assert!(refusal.starts_with("the list of files of org/unknown at main could not be had"), "{refusal}");
     let root = cache.path().join("models--org--unknown");
     write(&root.join("snapshots").join(COMMIT), &[("config.json", "{}"), ("model.safetensors", "")]);
     write(&root.join("refs"), &[("main", COMMIT)]);
-    let found = locate(&online, "org/unknown", None).unwrap();
+    let found = locate("org/unknown").unwrap();
     assert!(found.notice.unwrap().ends_with("taking what the cache holds"));
+}
+
+#[test]
+fn weights_may_lie_elsewhere() {
+    let remote = fake_hub(&[("config.json", "{}"), ("model.safetensors", "weights")]);
+    let cache = TempDir::new().unwrap();
+    let elsewhere = cache.path().join("elsewhere");
+    let source = ModelSource {
+        endpoint: Some(remote.endpoint.clone()),
+        offline: false,
+        weights_override: Some(elsewhere.clone()),
+        ..source(cache.path(), "org/name", None)
+    };
+    write(&elsewhere, &[]);
+    assert!(locate(&source, &mut |_| ()).unwrap_err().to_string().contains("neither model.safetensors"));
+    write(&elsewhere, &[("model.safetensors", "own")]);
+    let found = locate(&source, &mut |_| ()).unwrap();
+    assert_eq!(found.weights, elsewhere);
+    assert!(!found.folder.join("model.safetensors").exists());
 }
