@@ -213,6 +213,9 @@ pub struct HubArgs {
     /// The folder of downloaded files
     #[arg(long, env = "HUGGINGFACE_HUB_CACHE")]
     pub huggingface_hub_cache: Option<PathBuf>,
+    /// A mirror of the hub
+    #[arg(long, env = "HF_ENDPOINT", hide = true)]
+    pub hf_endpoint: Option<String>,
     /// A folder of weights that goes before the others
     #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE")]
     pub weights_cache_override: Option<PathBuf>,

@@ -17,6 +17,8 @@ pub struct ModelSource {
     pub token: Option<String>,
     /// The folder of downloaded files, where the operator chose one.
     pub cache: Option<PathBuf>,
+    /// A mirror of the hub.
+    pub endpoint: Option<String>,
     /// A folder of weights that goes before the others.
     pub weights_override: Option<PathBuf>,
     /// Whether the network must not be asked.
@@ -30,6 +32,7 @@ impl fmt::Debug for ModelSource {
             .field("revision", &self.revision)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("cache", &self.cache)
+            .field("endpoint", &self.endpoint)
             .field("weights_override", &self.weights_override)
             .field("offline", &self.offline)
             .finish()
@@ -49,6 +52,7 @@ impl ModelSource {
             revision: given(hub.revision),
             token: given(hub.hf_token).or(given(hub.hf_api_token)),
             cache,
+            endpoint: given(hub.hf_endpoint),
             weights_override: hub.weights_cache_override,
             offline: hub.hf_hub_offline,
         })

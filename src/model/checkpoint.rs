@@ -93,7 +93,9 @@ impl StoredTensor {
         let expected = shape.iter().try_fold(dtype.size_bytes(), |n, &size| n.checked_mul(size));
         if expected != Some(bytes.len()) {
             let len = bytes.len();
-            return Err(Error::Checkpoint(format!("a {dtype} tensor of the shape {shape:?} does not have {len} bytes")));
+            return Err(Error::Checkpoint(format!(
+                "a {dtype} tensor of the shape {shape:?} does not have {len} bytes"
+            )));
         }
         let range = 0..bytes.len();
         Ok(StoredTensor { dtype, shape, file: Arc::new(bytes), range }.aligned())
@@ -245,7 +247,9 @@ impl Checkpoint {
             }
             let entry = files.get_mut(file.as_str()).and_then(|mapped| mapped.tensors.remove(name));
             let entry = entry.ok_or_else(|| {
-                Error::Checkpoint(format!("{INDEX_FILE} says that tensor {name} is in {file}, which does not hold it"))
+                Error::Checkpoint(format!(
+                    "{INDEX_FILE} says that tensor {name} is in {file}, which does not hold it"
+                ))
             })?;
             tensors.insert(name.clone(), entry);
         }
@@ -256,7 +260,9 @@ impl Checkpoint {
     fn map(folder: &Path, name: &str) -> Result<Checkpoint> {
         let mut parts = Path::new(name).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            return Err(Error::Checkpoint(format!("{INDEX_FILE} names {name:?}, which is not a file of its folder")));
+            return Err(Error::Checkpoint(format!(
+                "{INDEX_FILE} names {name:?}, which is not a file of its folder"
+            )));
         }
         let unreadable = |error| Error::Checkpoint(format!("{name} cannot be opened: {error}"));
         let path = folder.join(name);
@@ -273,7 +279,8 @@ impl Checkpoint {
 
     /// Reads a safetensors header: a length (u64, little-endian), that many bytes of JSON, then the tensors.
     fn parse(name: &str, file: Backing) -> Result<Checkpoint> {
-        let wrong = |what: String| Error::Checkpoint(format!("{name} is not a whole safetensors file: {what}"));
+        let wrong =
+            |what: String| Error::Checkpoint(format!("{name} is not a whole safetensors file: {what}"));
         let bytes: &[u8] = (*file).as_ref();
         let (length, rest) = bytes
             .split_first_chunk::<8>()

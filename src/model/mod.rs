@@ -1,11 +1,11 @@
 //! From a checkpoint to steps.
 
-pub mod spec;
+pub mod checkpoint;
+pub mod executor;
 pub mod families;
 pub mod names;
 pub mod partition;
-pub mod checkpoint;
-pub mod weights;
-pub mod rope;
 pub mod plan;
-pub mod executor;
+pub mod rope;
+pub mod spec;
+pub mod weights;

@@ -85,7 +85,9 @@ impl Role {
             Role::FinalNorm => Cut::Whole,
             Role::Layer(_, role) => match role {
                 LayerRole::Query | LayerRole::QueryBias => Cut::HeadRows,
-                LayerRole::Key | LayerRole::KeyBias | LayerRole::Value | LayerRole::ValueBias => Cut::KvHeadRows,
+                LayerRole::Key | LayerRole::KeyBias | LayerRole::Value | LayerRole::ValueBias => {
+                    Cut::KvHeadRows
+                }
                 LayerRole::Output => Cut::HeadColumns,
                 LayerRole::Gate | LayerRole::GateBias | LayerRole::Up | LayerRole::UpBias => Cut::NeuronRows,
                 LayerRole::Down => Cut::NeuronColumns,

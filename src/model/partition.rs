@@ -87,7 +87,10 @@ fn kv_part(n: usize, shard: Shard) -> Result<Range<usize>> {
         return equal_part("KV heads", n, shard);
     }
     if !shard.world.is_multiple_of(n) {
-        return Err(Error::Invalid(format!("{n} KV heads can be neither cut nor copied for {} ranks", shard.world)));
+        return Err(Error::Invalid(format!(
+            "{n} KV heads can be neither cut nor copied for {} ranks",
+            shard.world
+        )));
     }
     let head = shard.rank * n / shard.world;
     Ok(head..head + 1)
@@ -146,8 +149,7 @@ mod tests {
 
     #[test]
     fn the_last_ranks_may_have_no_vocabulary() {
-        let vocab: Vec<_> =
-            parts(&spec(8, 8, 8, 5), 4).unwrap().into_iter().map(|part| part.vocab).collect();
+        let vocab: Vec<_> = parts(&spec(8, 8, 8, 5), 4).unwrap().into_iter().map(|part| part.vocab).collect();
         assert_eq!(vocab, [0..2, 2..4, 4..5, 5..5]);
     }
 

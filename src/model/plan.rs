@@ -56,7 +56,7 @@ pub struct MemoryPlan {
     pub rank_kv_bytes: u64,
     /// Intermediates of the largest step.
     pub activation_bytes: u64,
-    /// Logits of as many rows as there are lanes, in f32.
+    /// Final hidden states and logits of as many rows as there are lanes, in f32.
     pub logit_bytes: u64,
     /// Slot tables, last tokens and positions of the lanes.
     pub lane_bytes: u64,
@@ -81,8 +81,11 @@ impl MemoryPlan {
         let rank_weight_bytes =
             (u128::from(weight_bytes) * u128::from(rank_parameters) / u128::from(n_parameters.max(1))) as u64;
         let head_dim = spec.attention.head_dim as u64;
-        let rank_slot =
-            2 * spec.layers() as u64 * part.kv_heads.len() as u64 * head_dim * options.kv_dtype.size_bytes() as u64;
+        let rank_slot = 2
+            * spec.layers() as u64
+            * part.kv_heads.len() as u64
+            * head_dim
+            * options.kv_dtype.size_bytes() as u64;
         let activations = width_of_a_token(spec, &part) * options.activation_dtype.size_bytes() as u64;
         let mut sum = Sum::default();
         sum.add(1, rank_weight_bytes);
@@ -93,7 +96,8 @@ impl MemoryPlan {
             kv_bytes_per_slot: rank_slot * options.world as u64,
             rank_kv_bytes: sum.add(options.n_slots, rank_slot),
             activation_bytes: sum.add(options.max_step_tokens, activations),
-            logit_bytes: sum.add(options.n_lanes, spec.vocab as u64 * size_of::<f32>() as u64),
+            logit_bytes: sum
+                .add(options.n_lanes, width_of_a_logit_row(spec, &part) * size_of::<f32>() as u64),
             lane_bytes: sum.add(options.n_lanes, (spec.max_positions as u64 + 2) * size_of::<u32>() as u64),
             rank_total_bytes: 0,
         };
@@ -133,12 +137,17 @@ fn n_parameters_of(spec: &DecoderSpec, part: &Partition) -> u64 {
     own.n_parameters()
 }
 
-/// Numbers that a step holds at once for each token: residual stream, its norm and a branch's result; and the larger of
-/// attention (queries, keys, values, mixed values) and MLP (gate, up).
+/// Numbers of a sampled row: final hidden state, logits, and the rank's part of them where there are several.
+fn width_of_a_logit_row(spec: &DecoderSpec, part: &Partition) -> u64 {
+    let own = if part.vocab.len() < spec.vocab { part.vocab.len() } else { 0 };
+    (spec.hidden + spec.vocab + own) as u64
+}
+
+/// Numbers that a step keeps for each token, as `workspace` lays them out: residual stream, its norm and a branch's
+/// result; queries, keys, values and what attention returns; gate, up and their product.
 fn width_of_a_token(spec: &DecoderSpec, part: &Partition) -> u64 {
     let attention = 2 * (part.heads.len() + part.kv_heads.len()) * spec.attention.head_dim;
-    let mlp = 2 * part.neurons.len();
-    (3 * spec.hidden + attention.max(mlp)) as u64
+    (3 * spec.hidden + attention + 3 * part.neurons.len()) as u64
 }
 
 #[cfg(test)]
@@ -168,7 +177,7 @@ mod tests {
         assert_eq!((plan.n_parameters, plan.weight_bytes), (8_030_261_248, 16_060_522_496));
         assert_eq!(plan.rank_weight_bytes, plan.weight_bytes);
         assert_eq!((plan.kv_bytes_per_slot, plan.rank_kv_bytes), (131_072, 131_072_000));
-        assert_eq!(plan.logit_bytes, 64 * 128_256 * 4);
+        assert_eq!(plan.logit_bytes, 64 * (4096 + 128_256) * 4);
         let parts = plan.rank_weight_bytes + plan.rank_kv_bytes + plan.activation_bytes + plan.logit_bytes;
         assert_eq!(plan.rank_total_bytes, parts + plan.lane_bytes);
     }

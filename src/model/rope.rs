@@ -71,7 +71,9 @@ impl Frequencies {
             RopeScaling::LongRope { long, original, .. } => {
                 Beyond::Long { original: *original, long: rounded(&divided(long)) }
             }
-            RopeScaling::Dynamic { factor, original } => Beyond::Dynamic { original: *original, factor: *factor },
+            RopeScaling::Dynamic { factor, original } => {
+                Beyond::Dynamic { original: *original, factor: *factor }
+            }
             _ => Beyond::Same,
         };
         let usual = rounded(&usual);

@@ -301,7 +301,8 @@ pub(crate) mod tests {
         spec.hidden = limits::HIDDEN;
         spec.max_positions = limits::POSITIONS;
         let kv_heads = limits::HEADS;
-        spec.attention = Attention { heads: kv_heads, kv_heads, head_dim: limits::HEAD_DIM, ..spec.attention };
+        spec.attention =
+            Attention { heads: kv_heads, kv_heads, head_dim: limits::HEAD_DIM, ..spec.attention };
         let Mlp::Gated { width, .. } = &mut spec.mlp;
         *width = limits::WIDTH;
         spec.masks = vec![Mask::Causal; limits::LAYERS];
@@ -319,8 +320,13 @@ pub(crate) mod tests {
             spec.check().unwrap_err().to_string()
         };
         tiny().check().unwrap();
-        assert_eq!(refusal(|spec| spec.attention.kv_heads = 3), "4 query heads do not divide among 3 KV heads");
-        assert!(refusal(|spec| spec.attention.head_dim = 5).contains("is 5, rotary embeddings need an even one"));
+        assert_eq!(
+            refusal(|spec| spec.attention.kv_heads = 3),
+            "4 query heads do not divide among 3 KV heads"
+        );
+        assert!(
+            refusal(|spec| spec.attention.head_dim = 5).contains("is 5, rotary embeddings need an even one")
+        );
         assert!(refusal(|spec| spec.masks.clear()).contains("layers is 0"));
         assert!(refusal(|spec| spec.vocab = usize::MAX).contains("vocabulary"));
         assert!(refusal(|spec| spec.masks[1] = Mask::Window { window: 0 }).contains("window of 0"));

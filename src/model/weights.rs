@@ -40,7 +40,9 @@ impl Weights {
             let expected = role.shape(spec);
             if tensor.shape != expected {
                 let shape = tensor.shape;
-                return Err(Error::Checkpoint(format!("tensor {name} has the shape {shape:?}, expected {expected:?}")));
+                return Err(Error::Checkpoint(format!(
+                    "tensor {name} has the shape {shape:?}, expected {expected:?}"
+                )));
             }
             found.insert(name);
             tensors.insert(role, tensor);
@@ -97,7 +99,8 @@ impl Weights {
 
     /// The dtype of the linear weights, by the first layer's query; norms may be stored in another.
     pub fn dtype(&self) -> DType {
-        let query = self.tensors.get(&Role::Layer(0, LayerRole::Query)).or(self.tensors.get(&Role::Embedding));
+        let query =
+            self.tensors.get(&Role::Layer(0, LayerRole::Query)).or(self.tensors.get(&Role::Embedding));
         query.map_or(DType::F32, |tensor| tensor.dtype)
     }
 

@@ -20,7 +20,9 @@ fn file() -> Vec<u8> {
     let data: Vec<Vec<u8>> = tensors
         .iter()
         .enumerate()
-        .map(|(i, (_, dtype, shape))| vec![i as u8 + 1; shape.iter().product::<usize>() * dtype.bitsize() / 8])
+        .map(|(i, (_, dtype, shape))| {
+            vec![i as u8 + 1; shape.iter().product::<usize>() * dtype.bitsize() / 8]
+        })
         .collect();
     let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
         (name.to_string(), TensorView::new(*dtype, shape.clone(), data).unwrap())
@@ -145,7 +147,8 @@ fn open_refusal(files: &[(&str, &[u8])]) -> String {
 fn a_folder_is_mapped_whole_or_by_its_index() {
     let single = folder(&[(SINGLE_FILE, &file())]);
     assert_eq!(Checkpoint::open(single.path()).unwrap().names().count(), 5);
-    let index = br#"{"metadata": {"total_size": 1}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#;
+    let index =
+        br#"{"metadata": {"total_size": 1}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#;
     let sharded = folder(&[("one.safetensors", &file()), ("two.safetensors", &file()), (INDEX_FILE, index)]);
     let checkpoint = Checkpoint::open(sharded.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
@@ -169,7 +172,10 @@ fn an_index_that_lies_is_refused() {
     for path in ["../one.safetensors", "/etc/passwd", "", ".", "..", "sub/one.safetensors", "a\\u0000b"] {
         let index = format!(r#"{{"weight_map": {{"a": "{path}"}}}}"#);
         let refusal = open_refusal(&[(INDEX_FILE, index.as_bytes())]);
-        assert!(refusal.contains("not a file of its folder") || refusal.contains("cannot be opened"), "{refusal}");
+        assert!(
+            refusal.contains("not a file of its folder") || refusal.contains("cannot be opened"),
+            "{refusal}"
+        );
     }
     let folder_in_place = folder(&[(INDEX_FILE, br#"{"weight_map": {"a": "sub"}}"#)]);
     fs::create_dir(folder_in_place.path().join("sub")).unwrap();

@@ -64,14 +64,20 @@ mod tests {
     #[test]
     fn attention_has_biases_unless_told_otherwise() {
         let attention = resolved(json!({})).spec.attention;
-        assert_eq!((attention.qkv_bias, attention.out_bias, attention.kv_heads), (Bias::Present, Bias::Present, 4));
+        assert_eq!(
+            (attention.qkv_bias, attention.out_bias, attention.kv_heads),
+            (Bias::Present, Bias::Present, 4)
+        );
         assert_eq!(resolved(json!({"bias": false})).spec.attention.out_bias, Bias::Absent);
     }
 
     #[test]
     fn dynamic_rotary_is_plain_up_to_the_declared_positions() {
         let dynamic = resolved(json!({"rotary": {"base": 20000, "type": "dynamic"}}));
-        assert_eq!(dynamic.spec.positions, Positions::Rope(Rope { base: 2e4, scaling: RopeScaling::Unscaled }));
+        assert_eq!(
+            dynamic.spec.positions,
+            Positions::Rope(Rope { base: 2e4, scaling: RopeScaling::Unscaled })
+        );
         assert_eq!(dynamic.spec.max_positions, 2048);
         assert!(dynamic.notes[0].contains("end at 2048 tokens"), "{:?}", dynamic.notes);
         assert!(resolved(json!({"rotary": {"base": 20000, "type": "origin"}})).notes.is_empty());

@@ -90,7 +90,8 @@ pub(super) fn read(
             )));
         }
     };
-    let positions = config.count("max_position_embeddings", limits::POSITIONS)?.unwrap_or(defaults.max_positions);
+    let positions =
+        config.count("max_position_embeddings", limits::POSITIONS)?.unwrap_or(defaults.max_positions);
     let rotary = rotary(config, head_dim, positions, defaults.rope_base)?;
     let width = config.required_count("intermediate_size", limits::WIDTH)?;
     let eps = config.number("rms_norm_eps", 0.0, 1.0)?.unwrap_or(defaults.eps) as f32;

@@ -27,8 +27,7 @@ pub const CONFIG_FILE: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Every family that is served.
-const FAMILIES: &[Family] =
-    &[llama::LLAMA, llama::YI, mistral::MISTRAL, qwen2::QWEN2, internlm::INTERNLM];
+const FAMILIES: &[Family] = &[llama::LLAMA, llama::YI, mistral::MISTRAL, qwen2::QWEN2, internlm::INTERNLM];
 
 /// How a family is recognised and read.
 struct Family {
@@ -66,7 +65,8 @@ pub struct Resolved {
 /// [`Error::Checkpoint`] when the file is missing, too long or no JSON.
 pub fn read_config(folder: &Path) -> Result<Value> {
     let text = read_limited(&folder.join(CONFIG_FILE), CONFIG_FILE, MAX_CONFIG_BYTES)?;
-    serde_json::from_slice(&text).map_err(|error| Error::Checkpoint(format!("{CONFIG_FILE} is no JSON: {error}")))
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::Checkpoint(format!("{CONFIG_FILE} is no JSON: {error}")))
 }
 
 /// Maps a parsed `config.json`, in the dialect of `transformers` 4 or 5, to a decoder.
@@ -79,7 +79,9 @@ pub fn resolve(config: &Value) -> Result<Resolved> {
     let family = recognise(&config)?;
     if let Some(quantization) = config.section("quantization_config")? {
         let method = quantization.text("quant_method")?.unwrap_or("unnamed");
-        return Err(Error::Unsupported(format!("the weights are quantized ({method}), which is not served yet")));
+        return Err(Error::Unsupported(format!(
+            "the weights are quantized ({method}), which is not served yet"
+        )));
     }
     let Reading { spec, names, notes } = (family.read)(&config)?;
     spec.check()?;
@@ -97,7 +99,9 @@ fn recognise(config: &Config<'_>) -> Result<&'static Family> {
         return family.ok_or_else(|| {
             let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
             let known = known.join(", ");
-            Error::Unsupported(format!("the architecture {architecture:.60} is not served; these are: {known}"))
+            Error::Unsupported(format!(
+                "the architecture {architecture:.60} is not served; these are: {known}"
+            ))
         });
     }
     let Some(model_type) = config.text("model_type")? else {

@@ -39,7 +39,9 @@ pub(super) fn rotary(
         return Ok(Rotary { rope, max_positions: max_position_embeddings, notes: Vec::new() });
     };
     if scaling.mentions("full_attention") || scaling.mentions("sliding_attention") {
-        return Err(Error::Unsupported("rotary embeddings that differ by layer are not served yet".to_owned()));
+        return Err(Error::Unsupported(
+            "rotary embeddings that differ by layer are not served yet".to_owned(),
+        ));
     }
     check_whole(config)?;
     check_whole(&scaling)?;
@@ -64,9 +66,9 @@ fn base(config: &Config<'_>, scaling: Option<&Config<'_>>, default: f64) -> Resu
 /// Refuses embeddings over a part of the head.
 fn check_whole(section: &Config<'_>) -> Result<()> {
     match section.number("partial_rotary_factor", 0.0, 1.0)? {
-        Some(part) if part < 1.0 => {
-            Err(Error::Unsupported(format!("rotary embeddings over {part} of the head are not served in this family")))
-        }
+        Some(part) if part < 1.0 => Err(Error::Unsupported(format!(
+            "rotary embeddings over {part} of the head are not served in this family"
+        ))),
         _ => Ok(()),
     }
 }
@@ -165,14 +167,17 @@ impl Reader<'_, '_> {
 
     fn longrope(&self) -> Result<RopeScaling> {
         let original = self.original()?;
-        let divisors = |key| self.scaling.required_numbers(key, self.head_dim / 2, 1.0 / MAX_FACTOR, MAX_FACTOR);
+        let divisors =
+            |key| self.scaling.required_numbers(key, self.head_dim / 2, 1.0 / MAX_FACTOR, MAX_FACTOR);
         let ratio = self.max_position_embeddings as f64 / f64::from(original);
         let factor = self.scaling.number("factor", 1.0 / MAX_FACTOR, MAX_FACTOR)?.unwrap_or(ratio);
         let amplitude = match self.attention_factor()? {
             Some(given) => given,
             None if factor <= 1.0 => 1.0,
             None if original < 2 => {
-                return Err(Error::Checkpoint("longrope over 1 original position has no amplitude".to_owned()));
+                return Err(Error::Checkpoint(
+                    "longrope over 1 original position has no amplitude".to_owned(),
+                ));
             }
             None => (1.0 + factor.ln() / f64::from(original).ln()).sqrt(),
         };

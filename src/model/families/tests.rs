@@ -40,7 +40,8 @@ fn sound_configs() -> Vec<Value> {
         }
         let mut config = sizes.clone();
         config["architectures"] = json!([family.architectures[0]]);
-        config["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0});
+        config["rope_parameters"] =
+            json!({"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0});
         config["bias"] = json!(true);
         config["rotary"] = json!({"base": 10000, "type": "dynamic"});
         configs.push(config);

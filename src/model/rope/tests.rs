@@ -100,7 +100,8 @@ fn regimes_follow_the_frequencies() {
     assert_eq!(regime(RopeScaling::Linear { factor: 2.0 }), PositionRegime::Fixed);
     let dynamic = RopeScaling::Dynamic { factor: 2.0, original: 64 };
     assert_eq!(regime(dynamic.clone()), PositionRegime::EachLength { threshold: 64 });
-    let longrope = RopeScaling::LongRope { short: vec![1.0; 4], long: vec![2.0; 4], original: 9, amplitude: 1.0 };
+    let longrope =
+        RopeScaling::LongRope { short: vec![1.0; 4], long: vec![2.0; 4], original: 9, amplitude: 1.0 };
     assert_eq!(regime(longrope.clone()), PositionRegime::TwoLengths { threshold: 9 });
     // Equal salts mean equal frequencies, different ones different frequencies.
     for scaling in [dynamic, longrope] {

@@ -48,7 +48,10 @@ fn yi_under_its_first_name_has_its_own_defaults_and_aliases() {
     let Positions::Rope(rope) = &yi.spec.positions;
     assert_eq!((rope.base, yi.spec.attention.kv_heads, yi.spec.max_positions), (5e6, 4, 4096));
     let norm = Role::Layer(3, crate::model::names::LayerRole::MlpNorm);
-    assert_eq!(yi.names.of(norm), ["model.layers.3.post_attention_layernorm.weight", "model.layers.3.ln2.weight"]);
+    assert_eq!(
+        yi.names.of(norm),
+        ["model.layers.3.post_attention_layernorm.weight", "model.layers.3.ln2.weight"]
+    );
 }
 
 #[test]
@@ -84,8 +87,9 @@ fn scalings_derive_the_positions() {
     assert_eq!((rope.scaling, positions), (RopeScaling::Linear { factor: 4.0 }, 2048));
     let (rope, positions) = scaled(json!({"type": "dynamic", "factor": 2.0}));
     assert_eq!((rope.scaling, positions), (RopeScaling::Dynamic { factor: 2.0, original: 512 }, 1024));
-    let (rope, positions) =
-        scaled(json!({"rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 64, "truncate": false}));
+    let (rope, positions) = scaled(
+        json!({"rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 64, "truncate": false}),
+    );
     let amplitude = 0.1 * 8f64.ln() + 1.0;
     let (beta_fast, beta_slow, ramp_bounds) = (32.0, 1.0, RampBounds::Exact);
     let yarn = RopeScaling::Yarn { factor: 8.0, beta_fast, beta_slow, original: 64, ramp_bounds, amplitude };
@@ -104,7 +108,8 @@ fn scalings_derive_the_positions() {
 #[test]
 fn amplitudes() {
     let yarn = |extra: Value| {
-        let mut scaling = json!({"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096});
+        let mut scaling =
+            json!({"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096});
         scaling.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         match rope(json!({"rope_scaling": scaling})).0.scaling {
             RopeScaling::Yarn { amplitude, .. } => amplitude,
@@ -166,7 +171,10 @@ fn what_makes_no_model_is_refused_in_a_sentence() {
         (json!({"partial_rotary_factor": 0.5}), "over 0.5 of the head"),
         (json!({"rope_parameters": {"full_attention": {}}}), "differ by layer"),
         (json!({"quantization_config": {"quant_method": "gptq"}}), "quantized (gptq)"),
-        (json!({"architectures": ["LlamaForTokenClassification"], "model_type": "llama"}), "is not served; these are"),
+        (
+            json!({"architectures": ["LlamaForTokenClassification"], "model_type": "llama"}),
+            "is not served; these are",
+        ),
         (json!({"architectures": [], "model_type": "gpt5"}), "the model type gpt5 is not served"),
         (json!({"architectures": null}), "neither architectures nor model_type"),
         (json!({"architectures": "LlamaForCausalLM"}), "not a list of strings"),
