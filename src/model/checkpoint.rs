@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::Arc};
 
+use crate::error::Result;
+
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DType {
@@ -25,6 +27,12 @@ pub struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// A tensor of its own bytes: little-endian numbers, row-major.
+    pub fn from_bytes(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Result<StoredTensor> {
+        let range = 0..bytes.len();
+        Ok(StoredTensor { dtype, shape, file: Arc::new(bytes), range })
+    }
+
     /// Little-endian numbers, row-major.
     pub fn bytes(&self) -> &[u8] {
         &(*self.file).as_ref()[self.range.clone()]
