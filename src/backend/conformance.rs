@@ -1,0 +1,1 @@
+//! Op tests, written once and instantiated for every backend.
