@@ -4,7 +4,7 @@
 //! device they are queued, so an `Ok` says that an op was queued, and [`Backend::output`] waits.
 
 #[cfg(test)]
-pub mod conformance;
+mod conformance;
 pub mod cpu;
 pub mod random;
 pub mod step;

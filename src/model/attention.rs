@@ -29,7 +29,8 @@ impl<B: Backend> Attention<B> {
             [projection((Query, QueryBias))?, projection((Key, KeyBias))?, projection((Value, ValueBias))?];
         let [queries, keys, values] = [0, 1, 2].map(|part: usize| parts[part].weight.rows.len());
         let heads = Heads { heads: queries / head_dim, kv_heads: keys / head_dim, head_dim };
-        let whole_groups = heads.kv_heads > 0 && heads.heads > 0 && heads.heads.is_multiple_of(heads.kv_heads);
+        let whole_groups =
+            heads.kv_heads > 0 && heads.heads > 0 && heads.heads.is_multiple_of(heads.kv_heads);
         if !whole_groups || queries != heads.query_width() || keys != heads.kv_width() || values != keys {
             return Err(Error::Checkpoint(format!(
                 "layer {layer}: {queries} rows of queries, {keys} of keys and {values} of values on rank {} of {} \
