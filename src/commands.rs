@@ -23,8 +23,8 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => with(config::generate(*args), generate::run),
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
         Command::DownloadWeights(args) => with(config::download(*args), async |source| {
-            let folder = tokio::task::spawn_blocking(move || server::resolve_folder(&source)).await??;
-            tracing::info!("the model's files are in {}", folder.display());
+            let located = tokio::task::spawn_blocking(move || server::locate(&source)).await??;
+            tracing::info!("the model's files are in {}", located.folder.display());
             anyhow::Ok(Exit::Done)
         }),
     };

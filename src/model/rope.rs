@@ -7,22 +7,7 @@
 use std::borrow::Cow;
 use std::f64::consts::PI;
 
-use super::executor::PositionRegime;
 use super::spec::{RampBounds, Rope, RopeScaling};
-
-impl Rope {
-    /// How a position's keys depend on more than the position.
-    pub fn regime(&self) -> PositionRegime {
-        match self.scaling {
-            RopeScaling::Dynamic { original, .. } => PositionRegime::EachLength { threshold: original },
-            RopeScaling::LongRope { original, .. } => PositionRegime::TwoLengths { threshold: original },
-            RopeScaling::Unscaled
-            | RopeScaling::Linear { .. }
-            | RopeScaling::Llama3 { .. }
-            | RopeScaling::Yarn { .. } => PositionRegime::Fixed,
-        }
-    }
-}
 
 /// The angles by which a rotary embedding turns: position `p` turns pair `i` by `p` times frequency `i`.
 #[derive(Debug, Clone)]

@@ -47,10 +47,10 @@ impl Tokenizer {
         let n_ids = inner.get_vocab(true).values().max().map_or(0, |largest| largest.saturating_add(1));
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let cleans_up = config.flag("clean_up_tokenization_spaces") == Some(true);
-        let special = inner.get_added_tokens_decoder().iter().filter(|(_, token)| token.special).map(|(id, _)| *id);
+        let special = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
         Ok(Tokenizer {
             bytes: byte_level.then(|| TokenBytes::new((0..n_ids).map(|id| inner.id_to_token(id)))),
-            special: special.collect(),
+            special: special.map(|(id, _)| id).collect(),
             added: added_around(&inner)?,
             eos: config.token("eos_token").and_then(|token| inner.token_to_id(&token)),
             n_ids,
