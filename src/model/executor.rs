@@ -2,6 +2,7 @@
 
 use crate::backend::step::{StepInput, StepOutput};
 use crate::error::Result;
+use crate::model::spec::{Positions, RopeScaling};
 
 /// What an engine must know of a loaded model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,19 @@ pub enum PositionRegime {
 }
 
 impl PositionRegime {
+    /// The regime of a decoder's positions.
+    pub fn of(positions: &Positions) -> PositionRegime {
+        let Positions::Rope(rope) = positions;
+        match rope.scaling {
+            RopeScaling::Dynamic { original, .. } => PositionRegime::EachLength { threshold: original },
+            RopeScaling::LongRope { original, .. } => PositionRegime::TwoLengths { threshold: original },
+            RopeScaling::Unscaled
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Yarn { .. } => PositionRegime::Fixed,
+        }
+    }
+
     /// The salt of position `p`'s slot tag: equal exactly where the frequencies are.
     pub fn salt(self, prompt_len: u32, position: u32) -> u64 {
         let len = prompt_len.max(position.saturating_add(1));
