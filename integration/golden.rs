@@ -1,0 +1,322 @@
+//! Every fixture, from its files to its tokens, against what `transformers` computed from the same files.
+//!
+//! An executor returns no logits, so distributions are compared: greedy sampling that reports the whole vocabulary gives
+//! the log-softmax of a position's logits, and targets give single entries of it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use kvshard::backend::step::{Choice, Feed, LaneStart, Row, Sampled, SamplingParams, StepInput, StepOutput};
+use kvshard::ids::Lane;
+use kvshard::model::checkpoint::{Checkpoint, DType};
+use kvshard::model::executor::Executor;
+use kvshard::model::families::{self, Resolved};
+use kvshard::model::plan::{MemoryPlan, PlanOptions};
+use kvshard::model::weights::Weights;
+use kvshard::model::{self, Options};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::support::fixture;
+use crate::support::oracle::Oracle;
+
+/// Longest prompt and its output; beyond what `llama-dynamic` announces, whose arithmetic goes on.
+const MAX_POSITIONS: usize = 320;
+
+/// A fixture's stored results.
+struct Golden {
+    folder: PathBuf,
+    about: Value,
+    tensors: BTreeMap<String, Vec<f32>>,
+    /// Largest difference that rounding may make.
+    tolerance: f32,
+}
+
+/// One prompt of a fixture.
+struct Prompt<'a> {
+    golden: &'a Golden,
+    about: &'a Value,
+    name: &'a str,
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+impl Golden {
+    fn open(name: &str) -> Golden {
+        let folder = fixture(name);
+        let about: Value = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let file = fs::read(folder.join("golden.safetensors")).unwrap();
+        let stored = SafeTensors::deserialize(&file).unwrap();
+        let numbers = |bytes: &[u8]| bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+        let tensors = stored.iter().map(|(name, view)| (name.to_owned(), numbers(view.data()))).collect();
+        let tolerance = 1e-4 * (about["max_abs_logit"].as_f64().unwrap() as f32).max(1.0);
+        Golden { folder, about, tensors, tolerance }
+    }
+
+    fn prompts(&self) -> impl Iterator<Item = Prompt<'_>> {
+        self.about["prompts"].as_array().unwrap().iter().map(|about| Prompt {
+            golden: self,
+            about,
+            name: about["name"].as_str().unwrap(),
+            ids: ids(&about["ids"]),
+            greedy: ids(&about["greedy"]["ids"]),
+        })
+    }
+
+    /// The model that one of the folder's configs describes.
+    fn resolve(&self, config: &str) -> Resolved {
+        let config = serde_json::from_slice(&fs::read(self.folder.join(config)).unwrap()).unwrap();
+        families::resolve(&config).unwrap()
+    }
+
+    fn executor(&self, n_ranks: usize) -> Box<dyn Executor> {
+        let Resolved { mut spec, names, .. } = self.resolve(families::CONFIG_FILE);
+        spec.max_positions = spec.max_positions.max(MAX_POSITIONS);
+        let weights = Weights::open(&Checkpoint::open(&self.folder).unwrap(), &spec, &names).unwrap();
+        let options = Options { n_ranks, n_slots: MAX_POSITIONS + 1, n_lanes: 1, max_step_tokens: MAX_POSITIONS };
+        model::load(spec, move |role, shard| weights.part(role, shard), options, &|_, _| ()).unwrap()
+    }
+
+    fn vocab(&self) -> usize {
+        self.about["vocab_size"].as_u64().unwrap() as usize
+    }
+
+    /// Compares a position's distribution with the log-softmax of stored logits.
+    fn assert_distribution(&self, found: &Sampled, logits: &[f32], place: &str) {
+        let Sampled::Token { top, .. } = found else { panic!("{place}: {found:?}") };
+        assert_eq!(top.len(), logits.len(), "{place}");
+        let expected = log_softmax(logits);
+        for &(id, logprob) in top {
+            let expected = expected[id as usize];
+            assert!((logprob - expected).abs() <= self.tolerance, "{place}: id {id} has {logprob}, not {expected}");
+        }
+    }
+}
+
+impl Prompt<'_> {
+    fn place(&self, what: &str) -> String {
+        format!("{} {} {what}", self.golden.about["fixture"], self.name)
+    }
+
+    /// A stored result of this prompt, in rows as wide as the vocabulary.
+    fn logits(&self, what: &str) -> Vec<&[f32]> {
+        self.golden.tensors[&format!("{}.{what}", self.name)].chunks_exact(self.golden.vocab()).collect()
+    }
+
+    fn has(&self, what: &str) -> bool {
+        self.about[what].as_bool().unwrap()
+    }
+
+    /// The prompt in one step, then each token alone: the greedy tokens, and the distributions of which there are
+    /// stored ones.
+    fn check_generation(&self, executor: &mut dyn Executor) {
+        let outcomes = generate(executor, &self.ids, self.greedy.len(), self.golden.vocab() as u32);
+        let found: Vec<u32> = outcomes.iter().map(token).collect();
+        assert_eq!(found, self.greedy, "{}", self.place("greedy"));
+        self.golden.assert_distribution(&outcomes[0], self.logits("last_logits")[0], &self.place("last"));
+        if self.has("greedy_logits") {
+            for (step, (outcome, logits)) in outcomes.iter().zip(self.logits("greedy_logits")).enumerate() {
+                self.golden.assert_distribution(outcome, logits, &self.place(&format!("step {step}")));
+            }
+        }
+    }
+
+    /// Every position of the prompt: each prefix ends in one.
+    fn check_all_positions(&self, executor: &mut dyn Executor) {
+        for (position, logits) in self.logits("logits").iter().enumerate() {
+            let outcomes = generate(executor, &self.ids[..=position], 1, self.golden.vocab() as u32);
+            self.golden.assert_distribution(&outcomes[0], logits, &self.place(&format!("position {position}")));
+        }
+    }
+
+    /// The prompt's own log-probabilities, as targets.
+    fn check_prompt_logprobs(&self, executor: &mut dyn Executor) {
+        let expected = &self.golden.tensors[&format!("{}.prompt_logprobs", self.name)];
+        let mut input = prefill(&self.ids, 1, 0);
+        input.targets = self.ids[1..].to_vec();
+        input.rows[0].n_targets = self.ids.len() as u32 - 1;
+        let found = run(executor, input).target_logprobs;
+        assert_eq!(found.len() + 1, expected.len());
+        for (found, expected) in found.iter().zip(&expected[1..]) {
+            let difference = (found - expected).abs();
+            assert!(difference <= self.golden.tolerance, "{}: {found}, not {expected}", self.place("targets"));
+        }
+    }
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    logits.iter().map(|&x| (f64::from(x - max) - sum.ln()) as f32).collect()
+}
+
+/// A whole prompt on lane 0, which is to generate `n_new` tokens.
+fn prefill(prompt: &[u32], n_new: usize, top_n: u32) -> StepInput {
+    let lane = Lane(0);
+    let n_slots = prompt.len() + n_new - 1;
+    // Neither in order nor from the first on, so that slots and positions cannot be mistaken.
+    let slots = (0..n_slots as u32).map(|position| MAX_POSITIONS as u32 - position).collect();
+    let sampling = SamplingParams { choice: Choice::Greedy, top_n, ..SamplingParams::GREEDY };
+    let feed = Feed::Prompt { len: prompt.len() as u32 };
+    StepInput {
+        starts: vec![LaneStart { lane, slots, prompt: prompt.to_vec(), sampling }],
+        rows: vec![Row { lane, start: 0, feed, store_from: 0, sample: true, n_targets: 0 }],
+        prompt_tokens: prompt.to_vec(),
+        targets: Vec::new(),
+    }
+}
+
+fn run(executor: &mut dyn Executor, input: StepInput) -> StepOutput {
+    executor.submit(input).unwrap();
+    executor.wait().unwrap()
+}
+
+/// What each of `n_new` steps sampled.
+fn generate(executor: &mut dyn Executor, prompt: &[u32], n_new: usize, top_n: u32) -> Vec<Sampled> {
+    let mut outcomes = run(executor, prefill(prompt, n_new, top_n)).sampled;
+    for step in 1..n_new {
+        let start = (prompt.len() + step - 1) as u32;
+        let row = Row { lane: Lane(0), start, feed: Feed::Last, store_from: 0, sample: true, n_targets: 0 };
+        outcomes.extend(run(executor, StepInput { rows: vec![row], ..StepInput::default() }).sampled);
+    }
+    assert_eq!(outcomes.len(), n_new);
+    outcomes
+}
+
+fn token(outcome: &Sampled) -> u32 {
+    match outcome {
+        Sampled::Token { id, .. } => *id,
+        Sampled::NoDistribution => panic!("no distribution"),
+    }
+}
+
+/// The whole of a fixture, on one rank and on as many as it divides among.
+fn check(name: &str, worlds: &[usize]) {
+    let golden = Golden::open(name);
+    let described = golden.resolve(families::CONFIG_FILE);
+    if golden.folder.join("config_alt.json").exists() {
+        let alt = golden.resolve("config_alt.json");
+        assert_eq!((&alt.spec, alt.dtype), (&described.spec, described.dtype), "{name}: the dialects disagree");
+    }
+    let storage = golden.about["storage"].as_str().and_then(DType::from_name);
+    assert_eq!(described.dtype, storage, "{name}");
+    for &world in worlds {
+        let mut executor = golden.executor(world);
+        for prompt in golden.prompts() {
+            prompt.check_generation(&mut *executor);
+            if prompt.has("all_positions") {
+                prompt.check_all_positions(&mut *executor);
+            }
+            if prompt.has("prompt_logprobs") {
+                prompt.check_prompt_logprobs(&mut *executor);
+            }
+        }
+    }
+}
+
+#[test]
+fn llama() {
+    check("llama", &[1, 2, 4]);
+}
+
+#[test]
+fn llama_with_defaults_in_shards() {
+    check("llama-sharded", &[1, 2, 4]);
+}
+
+#[test]
+fn llama3_tied_with_its_scaling() {
+    check("llama3", &[1, 2, 4]);
+}
+
+#[test]
+fn llama_with_biases_and_an_odd_vocabulary() {
+    check("llama-bias", &[1, 2, 4]);
+}
+
+#[test]
+fn linear_scaling() {
+    check("llama-linear", &[1, 2]);
+}
+
+#[test]
+fn dynamic_scaling() {
+    check("llama-dynamic", &[1, 2]);
+}
+
+#[test]
+fn yarn() {
+    check("llama-yarn", &[1, 2]);
+}
+
+#[test]
+fn longrope() {
+    check("llama-longrope", &[1, 2]);
+}
+
+#[test]
+fn mistral_with_a_window() {
+    check("mistral", &[1, 2, 4]);
+}
+
+#[test]
+fn yi() {
+    check("yi", &[1, 2, 4, 8]);
+}
+
+#[test]
+fn yi_with_its_first_names() {
+    check("yi-ln", &[1, 2, 4]);
+}
+
+#[test]
+fn qwen2_tied_with_windows_switched_off() {
+    check("qwen2", &[1, 2, 4]);
+}
+
+#[test]
+fn qwen2_with_windows_on_some_layers() {
+    check("qwen2-window", &[1, 2, 4]);
+}
+
+#[test]
+fn internlm() {
+    check("internlm", &[1, 2, 4]);
+}
+
+/// The oracle of the schedules is itself right.
+#[test]
+fn the_oracle_agrees() {
+    let golden = Golden::open("llama");
+    let oracle = Oracle::open(&golden.folder);
+    for prompt in golden.prompts().filter(|prompt| prompt.ids.len() <= 33) {
+        let found = oracle.logits(&prompt.ids);
+        let expected = prompt.logits("last_logits")[0];
+        for (found, expected) in found[prompt.ids.len() - 1].iter().zip(expected) {
+            assert!((*found as f32 - expected).abs() <= golden.tolerance, "{}", prompt.place("oracle"));
+        }
+    }
+}
+
+/// What the plan says before loading is what the executor says after.
+#[test]
+fn the_plan_is_what_is_loaded() {
+    for (name, world) in [("llama", 1), ("llama3", 2), ("qwen2", 4)] {
+        let golden = Golden::open(name);
+        let described = golden.resolve(families::CONFIG_FILE);
+        let weights = Checkpoint::open(&golden.folder)
+            .and_then(|checkpoint| Weights::open(&checkpoint, &described.spec, &described.names))
+            .unwrap();
+        let plan = MemoryPlan::new(&described, Some(&weights), &PlanOptions { world, ..PlanOptions::default() }).unwrap();
+        let executor = golden.executor(world);
+        let info = executor.info();
+        assert_eq!((info.family, info.vocab as usize), (described.spec.family, described.spec.vocab));
+        assert_eq!(info.kv_bytes_per_slot, plan.kv_bytes_per_slot, "{name}");
+        assert_eq!(info.dtype, weights.dtype().name(), "{name}");
+    }
+}
