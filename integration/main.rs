@@ -1,5 +1,7 @@
 //! The integration tests: one binary, so that it links once.
 
+mod golden;
+mod process;
 mod protocol;
 mod schedules;
 mod support;

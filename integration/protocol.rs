@@ -369,7 +369,7 @@ async fn prompt_logprobs_when_enabled_come_once_whole_over_chunks() {
 
 #[tokio::test]
 async fn truncation_is_from_the_left_and_keeps_the_beginning_of_text() {
-    let mut shard = TestShard::start("llama", &["--enable-prefill-logprobs"]).await;
+    let shard = TestShard::start("llama", &["--enable-prefill-logprobs"]).await;
     let prompt_ids = |mut request: v3::Request| {
         request.prefill_logprobs = true;
         let mut client = shard.client.clone();
