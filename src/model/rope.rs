@@ -7,22 +7,7 @@
 use std::borrow::Cow;
 use std::f64::consts::PI;
 
-use super::executor::PositionRegime;
 use super::spec::{RampBounds, Rope, RopeScaling};
-
-impl Rope {
-    /// How a position's keys depend on more than the position.
-    pub fn regime(&self) -> PositionRegime {
-        match self.scaling {
-            RopeScaling::Dynamic { original, .. } => PositionRegime::EachLength { threshold: original },
-            RopeScaling::LongRope { original, .. } => PositionRegime::TwoLengths { threshold: original },
-            RopeScaling::Unscaled
-            | RopeScaling::Linear { .. }
-            | RopeScaling::Llama3 { .. }
-            | RopeScaling::Yarn { .. } => PositionRegime::Fixed,
-        }
-    }
-}
 
 /// The angles by which a rotary embedding turns: position `p` turns pair `i` by `p` times frequency `i`.
 #[derive(Debug, Clone)]
@@ -81,7 +66,7 @@ impl Frequencies {
     }
 
     /// The frequencies `[head_dim / 2]` of a sequence of `len` tokens, and what cosine and sine are multiplied by.
-    /// Which length counts for a position is said at [`PositionRegime`].
+    /// Which length counts for a position is said at [`super::executor::PositionRegime`].
     pub fn for_length(&self, len: u32) -> (Cow<'_, [f32]>, f32) {
         let frequencies = match &self.beyond {
             Beyond::Long { original, long } if len > *original => Cow::Borrowed(long.as_slice()),
