@@ -3,3 +3,4 @@
 mod protocol;
 mod schedules;
 mod support;
+mod tidy;

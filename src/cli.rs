@@ -3,11 +3,18 @@
 //! Names are those of `text-generation-server` and `text-generation-launcher` wherever one exists, so that either
 //! can be replaced without touching what starts it. What the flags mean together is decided in [`crate::config`].
 
+mod environment;
+mod exit;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+pub use environment::{ENVIRONMENT, Variable};
+pub use exit::Exit;
+use exit::exit_codes;
 
 use crate::config::{Device, Dtype, LoadFormat, LogLevel, RopeScalingKind};
 
@@ -311,101 +318,6 @@ pub struct DownloadArgs {
     pub log: LogArgs,
 }
 
-/// What becomes of a variable that TGI's launcher sets for a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variable {
-    /// The flag that it stands for.
-    Flag(&'static str),
-    /// It changes nothing here, for this reason.
-    Ignored(&'static str),
-}
-
-/// Every variable that TGI's launcher documents or sets for a shard.
-pub const ENVIRONMENT: &[(&str, Variable)] = &[
-    ("RANK", Variable::Flag("rank")),
-    ("WORLD_SIZE", Variable::Flag("world-size")),
-    ("MASTER_ADDR", Variable::Ignored("the ranks are threads of one process")),
-    ("MASTER_PORT", Variable::Ignored("the ranks are threads of one process")),
-    ("ATTENTION", Variable::Ignored("the pool always has one token a block")),
-    ("PREFIX_CACHING", Variable::Flag("prefix-caching")),
-    ("PREFILL_CHUNKING", Variable::Flag("prefill-chunking")),
-    ("CUDA_MEMORY_FRACTION", Variable::Flag("cuda-memory-fraction")),
-    ("TGI_WIGGLE_ROOM", Variable::Ignored("memory is planned, not guessed")),
-    ("CUDA_GRAPHS", Variable::Flag("cuda-graphs")),
-    ("REQUEST_LOGPROBS", Variable::Flag("enable-prefill-logprobs")),
-    ("LORA_ADAPTERS", Variable::Flag("lora-adapters")),
-    ("WATERMARK_GAMMA", Variable::Flag("watermark-gamma")),
-    ("WATERMARK_DELTA", Variable::Flag("watermark-delta")),
-    ("ROPE_SCALING", Variable::Flag("rope-scaling")),
-    ("ROPE_FACTOR", Variable::Flag("rope-factor")),
-    ("MAX_TOTAL_TOKENS", Variable::Ignored("the router's Warmup carries it")),
-    ("MAX_BATCH_SIZE", Variable::Ignored("the router keeps to it")),
-    ("HF_TOKEN", Variable::Flag("hf-token")),
-    ("HF_API_TOKEN", Variable::Flag("hf-api-token")),
-    ("HF_HOME", Variable::Flag("hf-home")),
-    ("HUGGINGFACE_HUB_CACHE", Variable::Flag("huggingface-hub-cache")),
-    ("HF_HUB_OFFLINE", Variable::Flag("hf-hub-offline")),
-    ("WEIGHTS_CACHE_OVERRIDE", Variable::Flag("weights-cache-override")),
-    ("HF_HUB_ENABLE_HF_TRANSFER", Variable::Ignored("files come over plain HTTPS")),
-    ("SAFETENSORS_FAST_GPU", Variable::Ignored("weights are memory-mapped")),
-    ("TORCH_NCCL_AVOID_RECORD_STREAMS", Variable::Ignored("there is no torch")),
-    ("USE_FLASH_ATTENTION", Variable::Ignored("there is one attention")),
-    ("DISABLE_CUSTOM_KERNELS", Variable::Ignored("there are no others")),
-    ("EXLLAMA_VERSION", Variable::Ignored("there is no exllama")),
-    ("DISABLE_EXLLAMA", Variable::Ignored("there is no exllama")),
-    ("DEBUG", Variable::Ignored("there is no process group to fake")),
-    ("LOG_LEVEL", Variable::Ignored("the level comes by --logger-level")),
-];
-
-/// How the program ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// Asked to end, and every running call was answered; or the command did its work.
-    Done,
-    /// Nothing was served: the model could not be loaded, or the socket not be bound; or the command failed.
-    Failed,
-    /// The flags or their combination were refused.
-    Usage,
-    /// The engine died.
-    EngineDied,
-    /// A step ran longer than `--step-timeout`.
-    StepTimeout,
-    /// Asked to end, and calls were still running after `--drain-timeout`, or a second signal came.
-    CutShort,
-    /// A rank above 0, whose rank 0 died.
-    LeaderDied,
-}
-
-impl Exit {
-    const ALL: [(Exit, &'static str); 7] = [
-        (Exit::Done, "done; serve: asked to end, and every running call was answered"),
-        (Exit::Failed, "failed; serve: the model was not loaded or the socket not bound"),
-        (Exit::Usage, "the flags or their combination were refused"),
-        (Exit::EngineDied, "the engine died"),
-        (Exit::StepTimeout, "a step ran longer than --step-timeout"),
-        (Exit::CutShort, "calls were still running after --drain-timeout, or at a second signal"),
-        (Exit::LeaderDied, "a rank above 0 whose rank 0 died"),
-    ];
-
-    /// The process's exit code.
-    pub fn code(self) -> u8 {
-        match self {
-            Exit::Done => 0,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::EngineDied => 3,
-            Exit::StepTimeout => 4,
-            Exit::CutShort => 5,
-            Exit::LeaderDied => 6,
-        }
-    }
-}
-
-fn exit_codes() -> String {
-    let lines = Exit::ALL.map(|(exit, text)| format!("  {}  {text}", exit.code()));
-    format!("Exit codes:\n{}", lines.join("\n"))
-}
-
 fn serve_notes() -> String {
     let ignored = ENVIRONMENT.iter().filter_map(|(name, variable)| match variable {
         Variable::Ignored(reason) => Some(format!("  {name}: {reason}")),
@@ -422,11 +334,6 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     }
     let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
     text.parse().map_err(|_| "expected a port or an address like 127.0.0.1:50051".to_owned())
-}
-
-/// The usage error for flags that are well-formed alone and wrong together.
-pub fn refuse(message: impl std::fmt::Display) -> clap::Error {
-    Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tokio::runtime::Runtime;
 
-use crate::cli::{self, Cli, Command, Exit};
+use crate::cli::{Cli, Command, Exit};
 use crate::config::{self, LogStream, Refusal, TelemetryConfig};
 use crate::server::{self, Ending, Fault};
 use crate::telemetry::Telemetry;
@@ -23,8 +23,8 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => with(config::generate(*args), generate::run),
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
         Command::DownloadWeights(args) => with(config::download(*args), async |source| {
-            let folder = tokio::task::spawn_blocking(move || server::resolve_folder(&source)).await??;
-            tracing::info!("the model's files are in {}", folder.display());
+            let located = tokio::task::spawn_blocking(move || server::locate(&source)).await??;
+            tracing::info!("the model's files are in {}", located.folder.display());
             anyhow::Ok(Exit::Done)
         }),
     };
@@ -36,7 +36,10 @@ fn with<C, E: fmt::Display>(
     configured: Result<(C, TelemetryConfig), Refusal>,
     command: impl AsyncFnOnce(C) -> Result<Exit, E>,
 ) -> Exit {
-    let (config, telemetry) = configured.unwrap_or_else(|refusal| cli::refuse(refusal).exit());
+    let (config, telemetry) = match configured {
+        Ok(configured) => configured,
+        Err(refusal) => return refuse(&refusal),
+    };
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -49,7 +52,7 @@ fn with<C, E: fmt::Display>(
         let started = Telemetry::start(&telemetry);
         let (exporters, exit) = match started {
             Ok(exporters) => (exporters, runtime.block_on(command(config))),
-            Err(message) => cli::refuse(message).exit(),
+            Err(message) => return refuse(&message),
         };
         let exit = exit.unwrap_or_else(|error| {
             fail(&telemetry, &error);
@@ -61,6 +64,12 @@ fn with<C, E: fmt::Display>(
     // What still runs now was abandoned on purpose: a step that hangs must not keep the process.
     runtime.shutdown_background();
     exit
+}
+
+/// For flags that are well-formed alone and wrong together.
+fn refuse(why: &dyn fmt::Display) -> Exit {
+    eprintln!("error: {why}\n\nFor more information, try '--help'.");
+    Exit::Usage
 }
 
 /// The sentence that says why a command failed: as a log line, where TGI's launcher looks for it, and on the

@@ -1,4 +1,205 @@
-//! The seam under the decoder.
+//! The seam under the decoder: what a device must do, in the transformer's words.
+//!
+//! A backend belongs to one rank and is used by one thread. Ops run in the order in which they are called; on a
+//! device they are queued, so an `Ok` says that an op was queued, and [`Backend::output`] waits.
 
+#[cfg(test)]
+mod conformance;
+pub mod cpu;
 pub mod random;
 pub mod step;
+
+use crate::error::Result;
+use crate::model::rope::Frequencies;
+use crate::model::spec::{Activation, DecoderSpec, Mask, Norm};
+use crate::model::weights::TensorPart;
+use step::{StepInput, StepOutput};
+
+/// Heads on this rank. The `[tokens, (heads + 2 · kv_heads) · head_dim]` output of the projections holds queries,
+/// keys and values side by side, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads; a divisor of `heads`. Query head `h` reads KV head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Width of the queries.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of the keys, and of the values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Width of queries, keys and values side by side.
+    pub fn qkv_width(&self) -> usize {
+        self.query_width() + 2 * self.kv_width()
+    }
+}
+
+/// One block of rows of a linear layer; its rows follow those of the block before it.
+#[derive(Clone)]
+pub struct LinearPart {
+    /// `[out, in]`.
+    pub weight: TensorPart,
+    /// `[out]`, added to the block's outputs.
+    pub bias: Option<TensorPart>,
+}
+
+/// What a step's arrays and lanes are sized for.
+#[derive(Debug, Clone)]
+pub struct StepShape {
+    /// Most tokens of one step.
+    pub max_tokens: usize,
+    /// Lanes.
+    pub n_lanes: usize,
+    /// Longest slot table of a lane.
+    pub max_positions: usize,
+    /// Width of a row of logits.
+    pub vocab: usize,
+    /// Of the rotary embedding.
+    pub frequencies: Frequencies,
+}
+
+/// Which positions' logits are wanted, among those that the step feeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogitRows {
+    /// Those that predict these of the step's targets.
+    Targets(std::ops::Range<usize>),
+    /// The last of every row that samples.
+    Sampled,
+}
+
+/// A device with the ops of a decoder. `rows` counts rows of a tensor in use, from its first.
+pub trait Backend: Sized {
+    /// Activations: a row-major matrix of numbers, of which a step uses the first rows.
+    type Tensor;
+    /// A norm with its weight.
+    type Norm;
+    /// A linear layer, or a table of rows.
+    type Weight;
+    /// Keys and values of one layer: a row for each slot.
+    type Kv;
+    /// The lanes, and the arrays of the step under way.
+    type Step;
+
+    /// Whether this backend computes such a decoder; asked once, before anything is loaded.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Unsupported`] with a sentence that names what is missing.
+    fn supports(&self, spec: &DecoderSpec) -> Result<()>;
+
+    /// An uninitialised `[rows, width]`.
+    fn tensor(&self, rows: usize, width: usize) -> Result<Self::Tensor>;
+
+    /// A norm of `[hidden]` weights.
+    fn norm(&self, kind: Norm, weight: &TensorPart) -> Result<Self::Norm>;
+
+    /// A linear layer of `[Σ out, in]`.
+    fn weight(&self, parts: &[LinearPart]) -> Result<Self::Weight>;
+
+    /// Room for the keys and values of `n_slots` tokens in one layer: twice `[n_slots, width]`.
+    fn kv(&self, n_slots: usize, width: usize) -> Result<Self::Kv>;
+
+    /// Lanes, and the arrays of a step.
+    fn step(&self, shape: StepShape) -> Result<Self::Step>;
+
+    /// Starts lanes and lays out the step: tokens (of [`step::Feed::Last`]: what the lane sampled last), positions,
+    /// the slots that are stored to, cosines and sines.
+    fn begin(&self, input: &StepInput, step: &mut Self::Step) -> Result<()>;
+
+    /// `out[t] = table[token of t]`, or zeros where the table is a rank's part and another rank has the row.
+    fn embed(&self, table: &Self::Weight, step: &Self::Step, out: &mut Self::Tensor) -> Result<()>;
+
+    /// `residual += branch`, then `out = norm(residual)`.
+    fn add_norm(
+        &self,
+        norm: &Self::Norm,
+        rows: usize,
+        branch: Option<&Self::Tensor>,
+        residual: &mut Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out = x · weightᵀ + bias`.
+    fn linear(
+        &self,
+        weight: &Self::Weight,
+        rows: usize,
+        x: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Rotates queries and keys by their positions, in place, and stores keys and values in the slots of their
+    /// positions, but for those below [`step::Row::store_from`].
+    fn rope_store(
+        &self,
+        heads: Heads,
+        step: &Self::Step,
+        qkv: &mut Self::Tensor,
+        kv: &mut Self::Kv,
+    ) -> Result<()>;
+
+    /// `out = softmax(q·kᵀ / sqrt(head_dim)) · v` over the slots of the visible positions of the same lane, and of
+    /// no other slot. `out` is `[tokens, heads · head_dim]`.
+    fn attend(
+        &self,
+        heads: Heads,
+        mask: Mask,
+        step: &Self::Step,
+        qkv: &Self::Tensor,
+        kv: &Self::Kv,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out = act(gate) ∘ up`, of `[rows, gate | up]`.
+    fn gate(
+        &self,
+        activation: Activation,
+        rows: usize,
+        gate_up: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Copies rows of `x`, in the order in which they are wanted.
+    fn select(
+        &self,
+        wanted: &LogitRows,
+        step: &Self::Step,
+        x: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Sums `x` over the ranks, in the order of ranks: every rank gets the same bits.
+    fn all_reduce(&self, rows: usize, x: &mut Self::Tensor) -> Result<()>;
+
+    /// On rank 0, joins the ranks' columns in the order of ranks; elsewhere `out` is left undefined.
+    fn gather(&self, rows: usize, part: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
+
+    /// Log-probabilities of `targets` under the raw logits of their rows, kept in the step.
+    fn target_logprobs(
+        &self,
+        targets: std::ops::Range<usize>,
+        logits: &Self::Tensor,
+        step: &mut Self::Step,
+    ) -> Result<()>;
+
+    /// Chooses a token for every row that samples, kept in the step. `logits` is scratch afterwards.
+    fn sample(&self, logits: &mut Self::Tensor, step: &mut Self::Step) -> Result<()>;
+
+    /// On every rank, the lanes take the tokens that rank 0 chose.
+    fn advance(&self, step: &mut Self::Step) -> Result<()>;
+
+    /// Waits for the step; on rank 0, what it produced.
+    fn output(&self, step: &mut Self::Step) -> Result<StepOutput>;
+
+    /// Tells the other ranks that this one has failed, so that who waits for it gets an error instead.
+    fn abort(&self, reason: &str);
+}

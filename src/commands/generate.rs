@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::cli::Exit;
-use crate::config::{ClientConfig, Parameters, ShardConfig, SocketConfig, Target};
+use crate::client;
+use crate::config::{ClientConfig, ShardConfig, SocketConfig, Target};
 use crate::server::{self, RunningShard};
 
 pub(super) async fn run(config: ClientConfig) -> Result<Exit> {
@@ -34,12 +35,16 @@ async fn start(config: &ShardConfig, folder: &Path) -> Result<RunningShard> {
     Ok(RunningShard::start(config, &SocketConfig::private(folder), loaded).await?)
 }
 
-/// LINK: `client::generate` with `config.prompt` and `config.parameters`, on the shard at `url`.
+/// Streams the answer of the shard at `url`, and tells how it went.
 async fn ask(url: &str, config: &ClientConfig) -> Result<()> {
-    let ClientConfig { prompt, parameters: Parameters { max_new_tokens, .. }, .. } = config;
-    let mut out = io::stdout().lock();
-    writeln!(out, "{prompt}")?;
-    anyhow::bail!("this build has no client to ask {url} for {max_new_tokens} tokens")
+    let mut out = io::stdout();
+    write!(out, "{}", config.prompt)?;
+    let summary = client::generate(url, &config.prompt, &config.parameters, &mut out).await?;
+    if summary.ending != client::Ending::ReaderLeft {
+        writeln!(out)?;
+    }
+    eprintln!("{}", summary.line());
+    Ok(())
 }
 
 /// A folder that only this user can enter, gone when dropped.

@@ -16,25 +16,35 @@ pub(super) async fn run(config: ShardConfig) -> Result<Exit> {
 }
 
 fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io::Result<()> {
-    let spec = &plan.spec;
+    let (spec, memory) = (&plan.model.spec, &plan.memory);
     let own_slots = config.own_slots_of(plan.n_slots);
-    let kv_bytes = u64::from(plan.n_slots).saturating_mul(plan.kv_bytes_per_slot);
     writeln!(out, "family            {}", spec.family)?;
-    writeln!(out, "layers            {}", spec.masks.len())?;
+    writeln!(out, "parameters        {}", memory.n_parameters)?;
+    writeln!(out, "layers            {}", spec.layers())?;
     writeln!(out, "hidden            {}", spec.hidden)?;
     writeln!(out, "vocabulary        {}", spec.vocab)?;
     writeln!(out, "positions         {}", spec.max_positions)?;
     writeln!(out, "ranks             {}", config.world_size)?;
-    writeln!(out, "weights           {}", mebibytes(plan.weight_bytes))?;
-    writeln!(out, "KV a slot         {} bytes", plan.kv_bytes_per_slot)?;
-    writeln!(out, "KV pool           {} slots, {}", plan.n_slots, mebibytes(kv_bytes))?;
-    writeln!(out, "  for the router  {} slots", plan.n_slots.saturating_sub(own_slots))?;
-    writeln!(out, "  for ourselves   {own_slots} slots")?;
+    writeln!(out)?;
+    writeln!(out, "memory of a rank")?;
+    writeln!(out, "  weights         {}", mebibytes(memory.rank_weight_bytes))?;
+    writeln!(out, "  KV slots        {}", mebibytes(memory.rank_kv_bytes))?;
+    writeln!(out, "  intermediates   {}", mebibytes(memory.activation_bytes))?;
+    writeln!(out, "  logits          {}", mebibytes(memory.logit_bytes))?;
+    writeln!(out, "  lanes           {}", mebibytes(memory.lane_bytes))?;
+    writeln!(out, "  in all          {}", mebibytes(memory.rank_total_bytes))?;
+    writeln!(out)?;
+    writeln!(out, "KV pool           {} slots of {} bytes", plan.n_slots, memory.kv_bytes_per_slot)?;
+    writeln!(out, "  for the router  {}", plan.n_slots.saturating_sub(own_slots))?;
+    writeln!(out, "  for ourselves   {own_slots}")?;
     writeln!(out, "lanes             {}", config.max_lanes)?;
     writeln!(out, "tokens a step     {}", config.max_step_tokens)?;
+    for note in &plan.model.notes {
+        writeln!(out, "note: {note}")?;
+    }
     writeln!(out, "\n{spec:#?}")
 }
 
 fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    format!("{:>10.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -137,3 +137,39 @@ impl TextGenerationService for Idle {
         self.refuse()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use tokio::net::UnixListener;
+    use tonic::Code;
+
+    use super::*;
+    use crate::pb::v3::text_generation_service_client::TextGenerationServiceClient;
+
+    #[tokio::test]
+    async fn a_follower_stands_while_rank_0_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = SocketConfig::private(folder.path());
+        let (leader, own) = (socket.path_of(0), socket.path_of(1));
+        let standing = tokio::spawn(async move { run(1, &socket, std::future::pending()).await });
+        let listener = UnixListener::bind(&leader).expect("binds");
+        while !own.exists() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let url = format!("unix://{}", own.display());
+        let mut client = TextGenerationServiceClient::connect(url).await.expect("connects");
+        client.health(wire::HealthRequest {}).await.expect("well");
+        let urls = client.service_discovery(wire::ServiceDiscoveryRequest {}).await.expect("answers");
+        assert_eq!(urls.into_inner().urls, [format!("unix://{}", leader.display())]);
+        let refused = client.decode(wire::DecodeRequest::default()).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+
+        fs::remove_file(&leader).expect("removed");
+        drop(listener);
+        assert_eq!(standing.await.expect("no panic"), Ok(Ending::Drained));
+        assert!(!own.exists());
+    }
+}

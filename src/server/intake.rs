@@ -177,12 +177,12 @@ fn check_prompt(prompt: &[u32], vocab: u32) -> Result<()> {
 fn check_length(prompt_len: u32, max_new_tokens: u32, capacity: Capacity) -> Result<()> {
     if prompt_len > capacity.max_input_tokens {
         let limit = capacity.max_input_tokens;
-        return Err(Error::Precondition(format!("the prompt has {prompt_len} tokens, the limit is {limit}")));
+        return Err(Error::Invalid(format!("the prompt has {prompt_len} tokens, the limit is {limit}")));
     }
     let total = u64::from(prompt_len) + u64::from(max_new_tokens);
     if total > u64::from(capacity.max_total_tokens) {
         let limit = capacity.max_total_tokens;
-        return Err(Error::Precondition(format!(
+        return Err(Error::Invalid(format!(
             "{prompt_len} prompt tokens and {max_new_tokens} new ones are {total}, the limit is {limit}"
         )));
     }

@@ -14,6 +14,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::server::HealthReporter;
 
 use super::bind::{SocketFile, bind_tcp, bind_unix};
+use super::calls::Calls;
 use super::health::{self, Fault};
 use super::load::Loaded;
 use super::shard::Shard;
@@ -28,7 +29,7 @@ use crate::pb;
 pub struct RunningShard {
     url: String,
     tcp: Option<SocketAddr>,
-    engine: EngineHandle,
+    shard: Arc<Shard>,
     /// Becomes true when no new connections are wanted.
     closing: watch::Sender<bool>,
     servers: JoinSet<()>,
@@ -36,6 +37,9 @@ pub struct RunningShard {
     drain_timeout: Duration,
     _file: SocketFile,
 }
+
+/// For answers to leave, when nothing but streams of watchers keeps the servers.
+const FLUSH: Duration = Duration::from_millis(500);
 
 impl RunningShard {
     /// Binds the sockets of a loaded model, the unix one last: its file says that the shard is ready.
@@ -53,16 +57,17 @@ impl RunningShard {
         let reporter = HealthReporter::new();
         health::report(&reporter, true).await;
         let watchdog = health::watch(engine.pulse().clone(), shard.step_timeout, reporter.clone());
-        let handlers = Shard {
-            engine: engine.clone(),
+        let handlers = Arc::new(Shard {
+            engine,
             intake: Arc::new(intake),
             metrics: Metrics::new(),
+            calls: Calls::new(),
             url: url.clone(),
             chunking: shard.chunking,
             prefix_caching: shard.prefix_caching,
             step_timeout: shard.step_timeout,
-        };
-        let routes = routes(Arc::new(handlers), reporter, socket.max_message_bytes)?;
+        });
+        let routes = routes(handlers.clone(), reporter, socket.max_message_bytes)?;
         let (unix, file) = bind_unix(&path).await?;
         let (closing, closed) = watch::channel(false);
         let mut servers = JoinSet::new();
@@ -74,7 +79,7 @@ impl RunningShard {
         Ok(RunningShard {
             url,
             tcp,
-            engine,
+            shard: handlers,
             closing,
             servers,
             watchdog: tokio::spawn(watchdog),
@@ -95,7 +100,7 @@ impl RunningShard {
 
     /// The engine behind it.
     pub fn engine(&self) -> &EngineHandle {
-        &self.engine
+        &self.shard.engine
     }
 
     /// Waits until the shard must be given up.
@@ -112,8 +117,16 @@ impl RunningShard {
         // Receivers are gone where the servers have ended already.
         let _ = self.closing.send(true);
         let drain = async {
-            while self.servers.join_next().await.is_some() {}
-            self.engine.stop().await;
+            let servers = async { while self.servers.join_next().await.is_some() {} };
+            let answered = async {
+                self.shard.calls.none().await;
+                tokio::time::sleep(FLUSH).await;
+            };
+            tokio::select! {
+                () = servers => {}
+                () = answered => {}
+            }
+            self.shard.engine.stop().await;
         };
         let drained = tokio::time::timeout(self.drain_timeout, drain).await.is_ok();
         self.watchdog.abort();

@@ -1,7 +1,7 @@
 //! From a configuration to a loaded model behind an engine.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,11 +9,16 @@ use serde_json::Value;
 
 use super::intake::Intake;
 use super::memory::available_bytes;
-use crate::config::{ModelSource, ShardConfig};
+use crate::config::{LoadFormat, ModelSource, RopeOverride, RopeScalingKind, ShardConfig};
 use crate::engine::{EngineConfig, EngineHandle};
 use crate::error::{Error, Result};
-use crate::model::executor::Executor;
-use crate::model::spec::DecoderSpec;
+use crate::hub::{self, Located};
+use crate::model::checkpoint::{Checkpoint, DType};
+use crate::model::families::{self, Resolved};
+use crate::model::plan::{MemoryPlan, PlanOptions};
+use crate::model::spec::{Positions, RopeScaling};
+use crate::model::weights::Weights;
+use crate::model::{self, Options};
 use crate::sampling::Limits;
 use crate::telemetry::Progress;
 use crate::text::Tokenizer;
@@ -22,20 +27,20 @@ use crate::text::Tokenizer;
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 /// When own slots run short, such a batch goes if nobody asked for it in this time; whoever is there asks each step.
 const RECLAIMABLE_AFTER: Duration = Duration::from_secs(10);
+/// Of random weights: the same model every time.
+const DUMMY_SEED: u64 = 1;
 
 /// What is known of a model before its weights are read.
-#[derive(Debug, Clone, PartialEq)]
 pub struct LoadPlan {
-    /// Its folder.
-    pub folder: PathBuf,
+    /// Where its files are.
+    pub located: Located,
     /// What its decoder is.
-    pub spec: DecoderSpec,
-    /// Bytes of keys and values a slot, over all layers and ranks.
-    pub kv_bytes_per_slot: u64,
+    pub model: Resolved,
     /// Slots of the pool.
     pub n_slots: u32,
-    /// Bytes of the model's weight files.
-    pub weight_bytes: u64,
+    /// What it takes.
+    pub memory: MemoryPlan,
+    weights: Weights,
 }
 
 /// A loaded model, ready to be served.
@@ -52,13 +57,28 @@ pub struct Loaded {
 /// # Errors
 /// [`Error::Checkpoint`] and [`Error::Unsupported`] for the model, [`Error::Exhausted`] for the pool.
 pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
-    let folder = resolve_folder(&config.source)?;
-    let spec = read_spec(&folder, config)?;
-    let kv_bytes_per_slot = kv_bytes_per_slot(&spec)
-        .ok_or_else(|| Error::Checkpoint("the model's heads and layers are impossibly large".to_owned()))?;
+    let located = locate(&config.source)?;
+    let model = read_model(&located.folder, config)?;
+    let dtype = model.dtype.unwrap_or(DType::F32);
+    let checkpoint = match config.load_format {
+        LoadFormat::Auto => Checkpoint::open(&located.weights)?,
+        LoadFormat::Dummy => Checkpoint::dummy(&model.spec, &model.names, dtype, DUMMY_SEED)?,
+    };
+    let weights = Weights::open(&checkpoint, &model.spec, &model.names)?;
+    let mut options = PlanOptions {
+        world: config.world_size,
+        n_slots: 0,
+        // One more than requests may take: a probe's.
+        n_lanes: u64::from(config.max_lanes) + 1,
+        max_step_tokens: u64::from(config.max_step_tokens),
+        weight_dtype: dtype,
+        ..PlanOptions::default()
+    };
+    let kv_bytes_per_slot = MemoryPlan::new(&model, Some(&weights), &options)?.kv_bytes_per_slot;
     let n_slots = config.pool_slots(kv_bytes_per_slot, available_bytes()).map_err(Error::Exhausted)?;
-    let weight_bytes = weight_bytes(&folder);
-    Ok(LoadPlan { folder, spec, kv_bytes_per_slot, n_slots, weight_bytes })
+    options.n_slots = u64::from(n_slots);
+    let memory = MemoryPlan::new(&model, Some(&weights), &options)?;
+    Ok(LoadPlan { located, model, n_slots, memory, weights })
 }
 
 /// Loads tokenizer and weights, and starts the engine. Blocks until that is done.
@@ -67,15 +87,11 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
 /// As [`plan`], and whatever is wrong with the weights.
 pub fn load(config: &ShardConfig) -> Result<Loaded> {
     let plan = plan(config)?;
-    let tokenizer = Arc::new(Tokenizer::load(&plan.folder)?);
-    let eos = end_of_text_ids(&plan.folder, tokenizer.eos())?;
+    let folder = plan.located.folder.clone();
+    let tokenizer = Arc::new(Tokenizer::load(&folder)?);
+    let eos = end_of_text_ids(&folder, tokenizer.eos())?;
     let own_slots = config.own_slots_of(plan.n_slots);
-    let kv_mib = u64::from(plan.n_slots).saturating_mul(plan.kv_bytes_per_slot) >> 20;
-    tracing::info!(
-        "{}: a pool of {} slots ({kv_mib} MiB), {own_slots} of them for requests without slots",
-        plan.spec.family,
-        plan.n_slots
-    );
+    tell(&plan, own_slots);
     let engine_config = EngineConfig {
         own_slots,
         max_prefill_tokens: config.max_prefill_tokens,
@@ -83,11 +99,18 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
         abandoned_after: ABANDONED_AFTER,
         reclaimable_after: RECLAIMABLE_AFTER,
     };
-    let model_names = model_names(&config.source, &plan.folder);
-    let (build_config, build_plan) = (config.clone(), plan);
+    let options = Options {
+        n_ranks: config.world_size,
+        n_slots: plan.n_slots as usize,
+        n_lanes: config.max_lanes as usize + 1,
+        max_step_tokens: config.max_step_tokens as usize,
+    };
     let build = move || {
         let progress = Progress::new("loading weights");
-        let executor = build_executor(&build_config, &build_plan, &progress);
+        let LoadPlan { model, weights, .. } = plan;
+        let parts = move |role, shard| weights.part(role, shard);
+        let report = |done, total| progress.report(done, total);
+        let executor = model::load(model.spec, parts, options, &report);
         progress.finish();
         executor
     };
@@ -98,84 +121,71 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
         eos,
         limits,
         prompt_logprobs: config.prompt_logprobs,
-        model_names,
+        model_names: model_names(&config.source, &folder),
         adapter_warning: Mutex::new(None),
     };
     Ok(Loaded { engine, intake })
 }
 
-/// A local directory or a hub id → a local directory. LINK: hub ids, by `hub`.
+/// What an operator wants to know before the weights are read.
+fn tell(plan: &LoadPlan, own_slots: u32) {
+    plan.model.notes.iter().for_each(|note| tracing::info!("{note}"));
+    tracing::info!(
+        "{}: {:.1} M parameters, a pool of {} slots ({} MiB), {own_slots} of them for requests without slots",
+        plan.model.spec.family,
+        plan.memory.n_parameters as f64 / 1e6,
+        plan.n_slots,
+        plan.memory.rank_kv_bytes >> 20,
+    );
+}
+
+/// A local directory or a hub id → the folders of its files.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] when the model is neither here nor to be had.
-pub fn resolve_folder(source: &ModelSource) -> Result<PathBuf> {
-    let path = PathBuf::from(&source.name);
-    if path.is_dir() {
-        return Ok(path);
+/// As [`hub::locate`].
+pub fn locate(source: &ModelSource) -> Result<Located> {
+    let progress = Progress::new("downloading");
+    let located = hub::locate(source, &mut |download| progress.report(download.done_bytes, download.file_bytes));
+    progress.finish();
+    if let Some(notice) = located.as_ref().ok().and_then(|located| located.notice.as_deref()) {
+        tracing::warn!("{notice}");
     }
-    Err(Error::Checkpoint(format!("{} is not a local directory", source.name)))
+    located
 }
 
-/// LINK: a model folder → what its decoder is, by `model::families`; `config.rope` goes before the checkpoint's.
-fn read_spec(_folder: &Path, _config: &ShardConfig) -> Result<DecoderSpec> {
-    Err(Error::Unsupported("this build knows no model families".to_owned()))
+/// What a model folder's decoder is; the operator's rotary scaling goes before the checkpoint's.
+fn read_model(folder: &Path, config: &ShardConfig) -> Result<Resolved> {
+    let mut model = families::resolve(&families::read_config(folder)?)?;
+    if let Some(RopeOverride { kind, factor }) = config.rope {
+        let Positions::Rope(rope) = &mut model.spec.positions;
+        let factor = f64::from(factor);
+        let original = u32::try_from(model.spec.max_positions).unwrap_or(u32::MAX);
+        rope.scaling = match kind {
+            RopeScalingKind::Linear => RopeScaling::Linear { factor },
+            RopeScalingKind::Dynamic => RopeScaling::Dynamic { factor, original },
+        };
+        model.spec.max_positions = (f64::from(original) * factor).min(f64::from(u32::MAX)) as usize;
+        model.spec.check()?;
+    }
+    Ok(model)
 }
 
-/// LINK: reads the weights and makes the executor of `plan`; runs on the engine's thread. `progress` takes bytes.
-fn build_executor(
-    _config: &ShardConfig,
-    _plan: &LoadPlan,
-    _progress: &Progress,
-) -> Result<Box<dyn Executor>> {
-    Err(Error::Unsupported("this build knows no model families".to_owned()))
-}
-
-/// Bytes of the safetensors files in a folder.
-fn weight_bytes(folder: &Path) -> u64 {
-    let Ok(files) = fs::read_dir(folder) else { return 0 };
-    let files = files.filter_map(|file| Some(file.ok()?.path()));
-    let weights = files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    weights.filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum()
-}
-
-/// Keys and values of all layers in f32, as the CPU keeps them. `None` when they overflow.
-fn kv_bytes_per_slot(spec: &DecoderSpec) -> Option<u64> {
-    let width = spec.attention.kv_heads.checked_mul(spec.attention.head_dim)?;
-    let numbers = width.checked_mul(spec.masks.len())?.checked_mul(2)?;
-    u64::try_from(numbers).ok()?.checked_mul(4)
-}
-
-/// The ids that end a text, sorted: `generation_config.json`'s where it lists several, else the tokenizer's, else
-/// whatever single one the model's files name.
+/// The ids that end a text, sorted: the tokenizer's, and all that `generation_config.json` and `config.json` name.
 fn end_of_text_ids(folder: &Path, of_tokenizer: Option<u32>) -> Result<Arc<[u32]>> {
-    let mut ids = match (named_eos(folder, "generation_config.json")?, of_tokenizer) {
-        (Some(Eos::Several(ids)), _) => ids,
-        (_, Some(id)) => vec![id],
-        (Some(Eos::One(id)), None) => vec![id],
-        (None, None) => match named_eos(folder, "config.json")? {
-            Some(Eos::Several(ids)) => ids,
-            Some(Eos::One(id)) => vec![id],
-            None => Vec::new(),
-        },
-    };
+    let mut ids: Vec<u32> = of_tokenizer.into_iter().collect();
+    ids.extend(named_eos(folder, "generation_config.json")?);
+    ids.extend(named_eos(folder, "config.json")?);
     ids.sort_unstable();
     ids.dedup();
     if ids.is_empty() {
-        tracing::warn!(
-            "the model's files name no end of text: requests end by length and stop sequences only"
-        );
+        tracing::warn!("the model's files name no end of text: requests end by length and stop sequences only");
     }
     Ok(ids.into())
 }
 
-/// `eos_token_id` as files have it.
-enum Eos {
-    One(u32),
-    Several(Vec<u32>),
-}
-
-fn named_eos(folder: &Path, file: &str) -> Result<Option<Eos>> {
-    let Ok(text) = fs::read(folder.join(file)) else { return Ok(None) };
+/// `eos_token_id` of a file, one or several.
+fn named_eos(folder: &Path, file: &str) -> Result<Vec<u32>> {
+    let Ok(text) = fs::read(folder.join(file)) else { return Ok(Vec::new()) };
     let wrong = |why: String| Error::Checkpoint(format!("{file}: {why}"));
     let config: Value = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     let id = |value: &Value| {
@@ -183,9 +193,9 @@ fn named_eos(folder: &Path, file: &str) -> Result<Option<Eos>> {
         id.ok_or_else(|| wrong(format!("eos_token_id has {value}, which is no token")))
     };
     match config.get("eos_token_id") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(values)) => Ok(Some(Eos::Several(values.iter().map(id).collect::<Result<_>>()?))),
-        Some(value) => Ok(Some(Eos::One(id(value)?))),
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(values)) => values.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
     }
 }
 
@@ -203,22 +213,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_in_the_generation_config_goes_before_the_tokenizer() {
+    fn whatever_names_an_end_of_text_counts() {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).expect("written");
         let ids = |of_tokenizer| end_of_text_ids(folder.path(), of_tokenizer).map(|ids| ids.to_vec());
         assert_eq!(ids(None), Ok(vec![]));
         assert_eq!(ids(Some(2)), Ok(vec![2]));
         write("config.json", r#"{"eos_token_id": 9}"#);
-        assert_eq!(ids(None), Ok(vec![9]));
-        assert_eq!(ids(Some(2)), Ok(vec![2]));
-        write("generation_config.json", r#"{"eos_token_id": 5}"#);
-        assert_eq!(ids(None), Ok(vec![5]));
-        assert_eq!(ids(Some(2)), Ok(vec![2]));
+        assert_eq!(ids(Some(2)), Ok(vec![2, 9]));
         write("generation_config.json", r#"{"eos_token_id": [7, 3, 7]}"#);
-        assert_eq!(ids(Some(2)), Ok(vec![3, 7]));
+        assert_eq!(ids(Some(2)), Ok(vec![2, 3, 7, 9]));
         write("generation_config.json", r#"{"eos_token_id": null}"#);
-        assert_eq!(ids(Some(2)), Ok(vec![2]));
+        assert_eq!(ids(None), Ok(vec![9]));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! tokenised and checked on the worker pool (`intake`), and goes to the engine; `shard` is the path in between.
 
 mod bind;
+mod calls;
 mod draft;
 mod fit;
 mod follower;
@@ -22,7 +23,7 @@ mod v3;
 pub use health::Fault;
 pub use intake::Intake;
 pub use listen::RunningShard;
-pub use load::{LoadPlan, Loaded, load, plan, resolve_folder};
+pub use load::{LoadPlan, Loaded, load, plan, locate};
 pub use run::{Ending, run};
 
 /// Names under which `grpc.health.v1` knows the shard; the empty one is the whole process.

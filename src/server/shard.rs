@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::calls::Calls;
 use super::draft::{BatchDraft, Facts, PrefillDraft, WarmupDraft};
 use super::fit::fit;
 use super::health;
@@ -19,6 +20,8 @@ pub(super) struct Shard {
     pub(super) engine: EngineHandle,
     pub(super) intake: Arc<Intake>,
     pub(super) metrics: Metrics,
+    /// Calls being answered.
+    pub(super) calls: Calls,
     /// Where routers find this shard: `unix://` and an absolute path.
     pub(super) url: String,
     pub(super) chunking: bool,
@@ -77,11 +80,6 @@ impl Shard {
         let prompts = arrivals.iter().filter_map(|arrival| arrival.prepared.as_ref().ok());
         let n_prompt_tokens: usize = prompts.map(|prepared| prepared.prompt.len()).sum();
         self.metrics.prompt_tokens(n_prompt_tokens);
-        for arrival in &arrivals {
-            if let Err(error) = &arrival.prepared {
-                tracing::warn!("request {} is refused: {error}", arrival.id);
-            }
-        }
         let call = PrefillCall { batch, arrivals, merge: draft.merge };
         let answer = self.engine.prefill(call).await?;
         Ok(self.finish("prefill", answer, began))

@@ -13,12 +13,14 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
+use super::calls::Calls;
 use super::status::status_of;
 use crate::engine::StepAnswer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Runs a handler within its call's span, and turns its error into a status.
+/// Runs a handler within its call's span, counted among `calls`, and turns its error into a status.
 pub(super) async fn answer<Q, A, F>(
+    calls: &Calls,
     method: &'static str,
     request: Request<Q>,
     handle: impl FnOnce(Q, Instant) -> F,
@@ -26,6 +28,7 @@ pub(super) async fn answer<Q, A, F>(
 where
     F: Future<Output = Result<A>>,
 {
+    let _call = calls.enter();
     let began = Instant::now();
     let span = span_of(method, request.metadata());
     async {
@@ -41,7 +44,12 @@ where
                 let span = Span::current();
                 span.record("otel.status_code", "ERROR");
                 span.record("rpc.grpc.status_code", status.code() as i32);
-                tracing::error!("{method} failed after {elapsed_ms:.1} ms: {error}");
+                match error {
+                    Error::Device(_) | Error::Bug(_) | Error::Checkpoint(_) => {
+                        tracing::error!("{method} failed after {elapsed_ms:.1} ms: {error}");
+                    }
+                    _ => tracing::warn!("{method} is refused: {error}"),
+                }
                 Err(status)
             }
         }

@@ -29,7 +29,7 @@ impl TextGenerationService for Service {
         request: Request<wire::InfoRequest>,
     ) -> Result<Response<wire::InfoResponse>, Status> {
         let handle = |_, _| async { Ok(info(self.0.facts())) };
-        answer("/generate.v3.TextGenerationService/Info", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/Info", request, handle).await
     }
 
     async fn service_discovery(
@@ -37,7 +37,7 @@ impl TextGenerationService for Service {
         request: Request<wire::ServiceDiscoveryRequest>,
     ) -> Result<Response<wire::ServiceDiscoveryResponse>, Status> {
         let handle = |_, _| async { Ok(wire::ServiceDiscoveryResponse { urls: vec![self.0.url.clone()] }) };
-        answer("/generate.v3.TextGenerationService/ServiceDiscovery", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/ServiceDiscovery", request, handle).await
     }
 
     async fn clear_cache(
@@ -48,7 +48,7 @@ impl TextGenerationService for Service {
             self.0.clear(Protocol::V3, message.id).await?;
             Ok(wire::ClearCacheResponse {})
         };
-        answer("/generate.v3.TextGenerationService/ClearCache", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/ClearCache", request, handle).await
     }
 
     async fn filter_batch(
@@ -60,7 +60,7 @@ impl TextGenerationService for Service {
             let batch = self.0.filter(batch_id(message.batch_id), keep).await?;
             Ok(wire::FilterBatchResponse { batch: Some(cached_batch(batch)) })
         };
-        answer("/generate.v3.TextGenerationService/FilterBatch", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/FilterBatch", request, handle).await
     }
 
     async fn warmup(
@@ -68,7 +68,7 @@ impl TextGenerationService for Service {
         request: Request<wire::WarmupRequest>,
     ) -> Result<Response<wire::WarmupResponse>, Status> {
         let handle = |message, _| async move { Ok(capacity(self.0.warmup(warmup_draft(message)).await?)) };
-        answer("/generate.v3.TextGenerationService/Warmup", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/Warmup", request, handle).await
     }
 
     async fn prefill(
@@ -79,7 +79,7 @@ impl TextGenerationService for Service {
             let answer = self.0.prefill(prefill_draft(message), began).await?;
             Ok(step_answer(answer, nanoseconds_since(began)))
         };
-        answer("/generate.v3.TextGenerationService/Prefill", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/Prefill", request, handle).await
     }
 
     async fn decode(
@@ -91,7 +91,7 @@ impl TextGenerationService for Service {
             let answer = self.0.decode(batches, began).await?;
             Ok(decode_response(step_answer(answer, nanoseconds_since(began))))
         };
-        answer("/generate.v3.TextGenerationService/Decode", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/Decode", request, handle).await
     }
 
     async fn health(
@@ -99,7 +99,7 @@ impl TextGenerationService for Service {
         request: Request<wire::HealthRequest>,
     ) -> Result<Response<wire::HealthResponse>, Status> {
         let handle = |_, _| async { self.0.health().map(|()| wire::HealthResponse {}) };
-        answer("/generate.v3.TextGenerationService/Health", request, handle).await
+        answer(&self.0.calls, "/generate.v3.TextGenerationService/Health", request, handle).await
     }
 }
 

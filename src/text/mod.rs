@@ -1,5 +1,6 @@
 //! Text to tokens and back.
 
+mod bytes;
 mod detokenize;
 mod tokenizer;
 

@@ -1,0 +1,185 @@
+//! Op tests, written once and instantiated for every backend.
+//!
+//! Each op is compared with a naive reference in f64 that shares no code with any backend. What an op may not read
+//! (rows of padding, slots of nobody) holds NaN; what it may not write is compared afterwards.
+
+mod attention;
+mod rows;
+mod sampling;
+
+use super::random::philox;
+use super::step::{Feed, LaneStart, Row, SamplingParams, StepInput};
+use super::{Backend, LinearPart, StepShape};
+use crate::ids::Lane;
+use crate::model::checkpoint::{DType, StoredTensor};
+use crate::model::rope::Frequencies;
+use crate::model::spec::{Rope, RopeScaling};
+use crate::model::weights::TensorPart;
+
+/// What the tests need besides the ops: numbers in and out.
+pub trait Probe: Backend {
+    /// Writes the first rows of a tensor and poisons the others.
+    fn fill(&self, tensor: &mut Self::Tensor, numbers: &[f32]);
+
+    /// All rows of a tensor.
+    fn read(&self, tensor: &Self::Tensor) -> Vec<f32>;
+
+    /// Writes the keys and the values of all slots.
+    fn fill_kv(&self, kv: &mut Self::Kv, keys: &[f32], values: &[f32]);
+
+    /// Keys and values of all slots.
+    fn read_kv(&self, kv: &Self::Kv) -> (Vec<f32>, Vec<f32>);
+
+    /// Error of an op on numbers around one, from the width of its numbers.
+    const TOLERANCE: f64;
+}
+
+/// The tests of one backend, made by `$new`.
+macro_rules! conformance {
+    ($name:ident, $new:expr) => {
+        mod $name {
+            use super::*;
+
+            conformance!(@tests $new;
+                rows: embed_takes_the_ranks_rows_only, add_norm_adds_then_norms, linear_is_a_matrix_product,
+                    linear_reads_a_rectangle_of_what_is_stored, gate_multiplies,
+                    select_copies_the_wanted_rows;
+                attention: rope_store_rotates_and_stores, attend_over_every_length, attend_over_every_shape,
+                    attend_over_ragged_rows;
+                sampling: greedy_rows_are_independent, a_lane_feeds_what_it_sampled, targets_follow_raw_logits,
+                    a_lane_forgets_what_it_held_before;
+            );
+        }
+    };
+    (@tests $new:expr; $($module:ident: $($test:ident),+;)+) => {
+        $($(
+            #[test]
+            fn $test() {
+                $module::$test(&$new);
+            }
+        )+)+
+    };
+}
+
+conformance!(cpu, crate::backend::cpu::Cpu::alone());
+
+impl Probe for crate::backend::cpu::Cpu {
+    fn fill(&self, tensor: &mut Self::Tensor, numbers: &[f32]) {
+        tensor.values.fill(f32::NAN);
+        tensor.values[..numbers.len()].copy_from_slice(numbers);
+    }
+
+    fn read(&self, tensor: &Self::Tensor) -> Vec<f32> {
+        tensor.values.clone()
+    }
+
+    fn fill_kv(&self, kv: &mut Self::Kv, keys: &[f32], values: &[f32]) {
+        kv.keys.copy_from_slice(keys);
+        kv.values.copy_from_slice(values);
+    }
+
+    fn read_kv(&self, kv: &Self::Kv) -> (Vec<f32>, Vec<f32>) {
+        (kv.keys.clone(), kv.values.clone())
+    }
+
+    const TOLERANCE: f64 = 2e-6;
+}
+
+/// Numbers in [−1, 1).
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    (0..n as u32).map(|i| philox([i, 0, 0, 0], [seed, 0])[0] as f32 / 2f32.powi(31) - 1.0).collect()
+}
+
+/// A whole tensor, stored.
+fn stored(dtype: DType, shape: &[usize], numbers: &[f32]) -> TensorPart {
+    let bytes = match dtype {
+        DType::F32 => numbers.iter().flat_map(|n| n.to_le_bytes()).collect(),
+        DType::F16 => numbers.iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()).collect(),
+        DType::BF16 => numbers.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()).collect(),
+    };
+    let tensor = StoredTensor::from_bytes(dtype, shape.to_vec(), bytes).unwrap();
+    TensorPart { rows: 0..shape[0], columns: 0..shape.get(1).copied().unwrap_or(1), tensor }
+}
+
+/// What a number becomes where it is stored.
+fn rounded(dtype: DType, number: f32) -> f64 {
+    f64::from(match dtype {
+        DType::F32 => number,
+        DType::F16 => half::f16::from_f32(number).to_f32(),
+        DType::BF16 => half::bf16::from_f32(number).to_f32(),
+    })
+}
+
+/// Compares the first numbers, and expects poison behind them.
+fn assert_close(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(got) - expected).abs();
+        assert!(
+            error <= tolerance * expected.abs().max(1.0),
+            "{what}, number {i}: {got} instead of {expected}"
+        );
+    }
+    assert!(got[expected.len()..].iter().all(|number| number.is_nan()), "{what}: padding was written");
+}
+
+/// Requests in one step, row `i` on lane `n − 1 − i`; the slots of each are scattered over the pool.
+struct Ragged {
+    input: StepInput,
+    /// `[rows]` the slots of each lane.
+    slots: Vec<Vec<u32>>,
+    n_slots: usize,
+}
+
+/// Slots that a lane has beyond what a row feeds.
+const SPARE: u32 = 3;
+
+impl Ragged {
+    /// Rows of `(start, len)`, fed as prompts.
+    fn new(rows: &[(u32, u32)]) -> Ragged {
+        let n: u32 = rows.iter().map(|(start, len)| start + len + SPARE).sum();
+        // Coprime to the number of slots, so that no slot comes twice.
+        let n_slots = (n + 2) | 1;
+        let mut free = (1..n_slots).map(|i| if n_slots % 5 == 0 { i * 2 } else { i * 5 } % n_slots);
+        let mut ragged = Ragged { input: StepInput::default(), slots: vec![], n_slots: n_slots as usize };
+        for (i, &(start, len)) in rows.iter().enumerate() {
+            let lane = Lane((rows.len() - 1 - i) as u32);
+            let slots: Vec<u32> = free.by_ref().take((start + len + SPARE) as usize).collect();
+            let prompt: Vec<u32> = (0..start + len).map(|position| (position * 7 + i as u32) % 50).collect();
+            ragged.input.prompt_tokens.extend(&prompt[start as usize..]);
+            let feed = Feed::Prompt { len };
+            let row = Row { lane, start, feed, store_from: 0, sample: true, n_targets: 0 };
+            ragged.input.rows.push(row);
+            let sampling = SamplingParams::GREEDY;
+            ragged.input.starts.push(LaneStart { lane, slots: slots.clone(), prompt, sampling });
+            ragged.slots.push(slots);
+        }
+        ragged
+    }
+
+    /// The row and the position of each token.
+    fn tokens(&self) -> Vec<(usize, u32)> {
+        let positions = |(i, row): (usize, &Row)| (row.start..row.start + row.len()).map(move |p| (i, p));
+        self.input.rows.iter().enumerate().flat_map(positions).collect()
+    }
+
+    /// The step, begun.
+    fn begin<B: Backend>(&self, backend: &B, head_dim: usize) -> B::Step {
+        let mut step = new_step(backend, head_dim);
+        backend.begin(&self.input, &mut step).unwrap();
+        step
+    }
+}
+
+const VOCAB: usize = 50;
+const ROPE_BASE: f64 = 10_000.0;
+
+fn new_step<B: Backend>(backend: &B, head_dim: usize) -> B::Step {
+    let rope = Rope { base: ROPE_BASE, scaling: RopeScaling::Unscaled };
+    let frequencies = Frequencies::new(&rope, head_dim);
+    let shape = StepShape { max_tokens: 128, n_lanes: 8, max_positions: 128, vocab: VOCAB, frequencies };
+    backend.step(shape).unwrap()
+}
+
+fn linear_part(weight: TensorPart, bias: Option<TensorPart>) -> LinearPart {
+    LinearPart { weight, bias }
+}

@@ -1,0 +1,63 @@
+//! Attention over the slots of a lane.
+
+use super::rope_store::Kv;
+use super::step::Step;
+use super::sum::dot;
+use super::{Tensor, for_each_chunk};
+use crate::backend::Heads;
+use crate::model::spec::Mask;
+
+/// Keys scored at once. Blocks begin at the first visible position, so they do not depend on how a prompt is cut.
+const BLOCK: usize = 64;
+
+/// The first position that a query at `position` sees.
+fn first_visible(mask: Mask, position: u32) -> usize {
+    match mask {
+        Mask::Causal => 0,
+        Mask::Window { window } => (position as usize + 1).saturating_sub(window as usize),
+    }
+}
+
+/// Every query head of every token attends to the visible slots of its lane.
+pub fn attend(heads: Heads, mask: Mask, step: &Step, qkv: &Tensor, kv: &Kv, out: &mut Tensor) {
+    let Heads { heads: n_heads, kv_heads, head_dim } = heads;
+    let n_tokens = step.tokens.len();
+    let keys: usize = step.positions.iter().map(|&p| p as usize + 1 - first_visible(mask, p)).sum();
+    for_each_chunk(out.rows_mut(n_tokens), head_dim, keys * n_heads * head_dim * 2, |unit, out| {
+        let (token, head) = (unit / n_heads, unit % n_heads);
+        let query = &qkv.row(token)[head * head_dim..][..head_dim];
+        let position = step.positions[token];
+        let slots = &step.slots(token)[first_visible(mask, position)..=position as usize];
+        let kv_head = head / (n_heads / kv_heads);
+        attend_one(query, slots, kv, kv_head * head_dim, out);
+    });
+}
+
+/// Softmax by blocks: the running maximum rescales what was summed before (Milakov and Gimelshein, arXiv 1805.02867).
+fn attend_one(query: &[f32], slots: &[u32], kv: &Kv, offset: usize, out: &mut [f32]) {
+    let head_dim = query.len();
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
+    let mut scores = [0f32; BLOCK];
+    out.fill(0.0);
+    for slots in slots.chunks(BLOCK) {
+        let scores = &mut scores[..slots.len()];
+        for (score, &slot) in scores.iter_mut().zip(slots) {
+            *score = scale * dot(query, &kv.keys[slot as usize * kv.width + offset..][..head_dim]);
+        }
+        let new_max = scores.iter().fold(max, |max, &score| max.max(score));
+        let rescale = (max - new_max).exp();
+        if rescale != 1.0 {
+            sum *= rescale;
+            out.iter_mut().for_each(|out| *out *= rescale);
+        }
+        max = new_max;
+        for (&score, &slot) in scores.iter().zip(slots) {
+            let weight = (score - max).exp();
+            sum += weight;
+            let value = &kv.values[slot as usize * kv.width + offset..][..head_dim];
+            out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
+        }
+    }
+    out.iter_mut().for_each(|out| *out /= sum);
+}

@@ -1,0 +1,465 @@
+//! `x · Wᵀ + b` over weights as they are stored.
+//!
+//! Every output is one dot product, summed in the same order whatever the number of rows of `x` and the number of
+//! cores: that is what makes a request's tokens independent of its batch. A general matrix product promises no
+//! such order (it cuts `in` by the shape of the whole problem), so the blocking here is our own: few rows read
+//! the stored weights as they go, many rows share a panel of weights that was widened once.
+
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+
+use super::PARALLEL_FROM;
+use super::sum::{LANES, tree};
+use crate::backend::LinearPart;
+use crate::error::{Error, Result};
+use crate::model::checkpoint::DType;
+use crate::model::weights::TensorPart;
+
+/// Output columns of a task; a multiple of both tiles' widths. Its widened weights should fit the L2 cache.
+const PANEL: usize = 24;
+/// Rows of `x` of a task.
+const BLOCK: usize = 64;
+/// From this many rows on, widening a panel pays.
+const WIDEN_FROM: usize = 4;
+
+/// A linear layer, or a table of rows: blocks of stored rows, one after the other.
+pub struct Weight {
+    parts: Vec<TensorPart>,
+    /// `[rows]`, or empty.
+    bias: Vec<f32>,
+    rows: usize,
+    columns: usize,
+}
+
+impl Weight {
+    /// Refers to the stored parts; biases are widened.
+    pub fn new(parts: &[LinearPart]) -> Result<Weight> {
+        let rows = parts.iter().map(|part| part.weight.rows.len()).sum();
+        let columns = parts.first().map_or(0, |part| part.weight.columns.len());
+        for LinearPart { weight, .. } in parts {
+            check(weight)?;
+            if weight.columns.len() != columns {
+                let text = format!("parts of {columns} and {} columns in one layer", weight.columns.len());
+                return Err(Error::Checkpoint(text));
+            }
+        }
+        let mut bias = Vec::new();
+        if parts.iter().any(|part| part.bias.is_some()) {
+            for part in parts {
+                let rows = part.weight.rows.len();
+                let part_bias = part.bias.as_ref().map_or_else(|| Ok(vec![0.0; rows]), vector)?;
+                if part_bias.len() != rows {
+                    return Err(Error::Checkpoint(format!(
+                        "a bias of {} for {rows} outputs",
+                        part_bias.len()
+                    )));
+                }
+                bias.extend(part_bias);
+            }
+        }
+        Ok(Weight { parts: parts.iter().map(|part| part.weight.clone()).collect(), bias, rows, columns })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The number of the first row in the whole tensor.
+    pub fn first_row(&self) -> usize {
+        self.parts.first().map_or(0, |part| part.rows.start)
+    }
+
+    /// Widens a row.
+    #[inline(always)]
+    pub fn widen_row(&self, row: usize, out: &mut [f32]) {
+        let (dtype, bytes) = self.row(row);
+        widen(dtype, bytes, out);
+    }
+
+    /// The stored bytes of a row.
+    fn row(&self, mut row: usize) -> (DType, &[u8]) {
+        for part in &self.parts {
+            if row < part.rows.len() {
+                return (part.tensor.dtype, row_bytes(part, row));
+            }
+            row -= part.rows.len();
+        }
+        (DType::F32, &[])
+    }
+}
+
+/// Widens a vector.
+pub fn vector(part: &TensorPart) -> Result<Vec<f32>> {
+    check(part)?;
+    let mut out = vec![0.0; part.rows.len() * part.columns.len()];
+    if !part.columns.is_empty() {
+        for (row, out) in out.chunks_exact_mut(part.columns.len()).enumerate() {
+            widen(part.tensor.dtype, row_bytes(part, row), out);
+        }
+    }
+    Ok(out)
+}
+
+/// Bytes of a number.
+pub fn size_of_dtype(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => 4,
+        DType::F16 | DType::BF16 => 2,
+    }
+}
+
+fn stored_columns(part: &TensorPart) -> usize {
+    part.tensor.shape.get(1).copied().unwrap_or(1)
+}
+
+/// Whether the part lies within its tensor, and the tensor's bytes are all there.
+fn check(part: &TensorPart) -> Result<()> {
+    let shape = &part.tensor.shape;
+    let (rows, columns) = (shape.first().copied().unwrap_or(0), stored_columns(part));
+    let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(size_of_dtype(part.tensor.dtype)));
+    let inside = part.rows.start <= part.rows.end
+        && part.rows.end <= rows
+        && part.columns.start <= part.columns.end
+        && part.columns.end <= columns;
+    if shape.len() > 2 || !inside || bytes != Some(part.tensor.bytes().len()) {
+        return Err(Error::Checkpoint(format!(
+            "rows {:?} and columns {:?} of a tensor of shape {shape:?} in {} bytes",
+            part.rows,
+            part.columns,
+            part.tensor.bytes().len()
+        )));
+    }
+    Ok(())
+}
+
+fn row_bytes(part: &TensorPart, row: usize) -> &[u8] {
+    let size = size_of_dtype(part.tensor.dtype);
+    let at = ((part.rows.start + row) * stored_columns(part) + part.columns.start) * size;
+    &part.tensor.bytes()[at..][..part.columns.len() * size]
+}
+
+/// How numbers are stored: eight of them are a chunk of `BYTES`. Bytes, since nothing aligns them.
+trait Stored<const BYTES: usize> {
+    fn widen(chunk: &[u8; BYTES]) -> [f32; LANES];
+}
+
+struct F32;
+struct F16;
+struct BF16;
+
+impl Stored<32> for F32 {
+    #[inline(always)]
+    fn widen(chunk: &[u8; 32]) -> [f32; LANES] {
+        let (words, _) = chunk.as_chunks::<4>();
+        std::array::from_fn(|i| f32::from_le_bytes(words[i]))
+    }
+}
+
+impl Stored<16> for F16 {
+    #[inline(always)]
+    fn widen(chunk: &[u8; 16]) -> [f32; LANES] {
+        let (halves, _) = chunk.as_chunks::<2>();
+        std::array::from_fn(|i| widen_half(u16::from_le_bytes(halves[i])))
+    }
+}
+
+impl Stored<16> for BF16 {
+    #[inline(always)]
+    fn widen(chunk: &[u8; 16]) -> [f32; LANES] {
+        let (halves, _) = chunk.as_chunks::<2>();
+        std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le_bytes(halves[i])) << 16))
+    }
+}
+
+/// A last chunk, with zeros behind it.
+#[inline(always)]
+fn pad<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
+    std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0))
+}
+
+/// Without a branch, so that eight widen at once: the bits, moved to a single's places, are too small by 2¹¹².
+#[inline(always)]
+fn widen_half(half: u16) -> f32 {
+    let magnitude = f32::from_bits(u32::from(half & 0x7FFF) << 13) * 2f32.powi(112);
+    let special = if half & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | u32::from(half & 0x8000) << 16)
+}
+
+#[inline(always)]
+fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::F32 => widen_as::<F32, _>(bytes, out),
+        DType::F16 => widen_as::<F16, _>(bytes, out),
+        DType::BF16 => widen_as::<BF16, _>(bytes, out),
+    }
+}
+
+#[inline(always)]
+fn widen_as<S: Stored<BYTES>, const BYTES: usize>(bytes: &[u8], out: &mut [f32]) {
+    let (chunks, rest) = bytes.as_chunks::<BYTES>();
+    let (out_chunks, out_rest) = out.as_chunks_mut::<LANES>();
+    for (out, chunk) in out_chunks.iter_mut().zip(chunks) {
+        *out = S::widen(chunk);
+    }
+    let last = S::widen(&pad(rest));
+    out_rest.copy_from_slice(&last[..out_rest.len()]);
+}
+
+/// `T` rows of `x` times `O` rows of weights, all widened and padded to whole chunks.
+#[inline(always)]
+fn tile<const FUSED: bool, const T: usize, const O: usize>(
+    x: [&[[f32; LANES]]; T],
+    weights: [&[[f32; LANES]]; O],
+) -> [[f32; O]; T] {
+    let n = x[0].len();
+    let (x, weights) = (x.map(|row| &row[..n]), weights.map(|row| &row[..n]));
+    let mut sums = [[[0f32; LANES]; O]; T];
+    for chunk in 0..n {
+        let weights: [[f32; LANES]; O] = std::array::from_fn(|o| weights[o][chunk]);
+        for t in 0..T {
+            for o in 0..O {
+                multiply_add::<FUSED>(&mut sums[t][o], &x[t][chunk], &weights[o]);
+            }
+        }
+    }
+    sums.map(|sums| sums.map(tree))
+}
+
+/// One row of `x` times `O` stored rows.
+#[inline(always)]
+fn stored_tile<S: Stored<BYTES>, const BYTES: usize, const FUSED: bool, const O: usize>(
+    x: &[[f32; LANES]],
+    rows: [&[u8]; O],
+) -> [f32; O] {
+    let rows = rows.map(|row| row.as_chunks::<BYTES>());
+    let n = rows[0].0.len();
+    let chunks = rows.map(|(chunks, _)| &chunks[..n]);
+    let mut sums = [[0f32; LANES]; O];
+    for (chunk, x) in x[..n].iter().enumerate() {
+        for o in 0..O {
+            multiply_add::<FUSED>(&mut sums[o], x, &S::widen(&chunks[o][chunk]));
+        }
+    }
+    if let Some(x) = x.get(n) {
+        for o in 0..O {
+            multiply_add::<FUSED>(&mut sums[o], x, &S::widen(&pad(rows[o].1)));
+        }
+    }
+    sums.map(tree)
+}
+
+#[inline(always)]
+fn multiply_add<const FUSED: bool>(sums: &mut [f32; LANES], x: &[f32; LANES], weights: &[f32; LANES]) {
+    for lane in 0..LANES {
+        sums[lane] = if FUSED {
+            x[lane].mul_add(weights[lane], sums[lane])
+        } else {
+            sums[lane] + x[lane] * weights[lane]
+        };
+    }
+}
+
+/// What all tasks share.
+struct Product<'a> {
+    weight: &'a Weight,
+    /// `[tokens][chunks]`, padded with zeros.
+    x: &'a [[f32; LANES]],
+    /// Chunks of a row of `x`.
+    chunks: usize,
+    tokens: usize,
+    out: Out,
+}
+
+/// `[tokens, width]`, of which each task writes columns of its own.
+struct Out {
+    first: *mut f32,
+    width: usize,
+}
+
+// SAFETY: Tasks write disjoint elements and read none, see `Product::task`.
+unsafe impl Sync for Out {}
+
+impl Product<'_> {
+    fn x(&self, token: usize) -> &[[f32; LANES]] {
+        &self.x[token * self.chunks..][..self.chunks]
+    }
+
+    /// Writes one output.
+    #[inline(always)]
+    fn put(&self, token: usize, column: usize, sum: f32) {
+        let sum = self.weight.bias.get(column).map_or(sum, |bias| sum + bias);
+        debug_assert!(token < self.tokens && column < self.weight.rows);
+        // SAFETY: `matmul` checked that `out` holds `tokens` rows of `rows` numbers and keeps it borrowed; this
+        // element belongs to one task, which is one thread.
+        unsafe { *self.out.first.add(token * self.out.width + column) = sum }
+    }
+
+    /// The task's outputs: columns of one panel, for the tokens of one block.
+    #[inline(always)]
+    fn task<const FUSED: bool>(&self, task: usize) {
+        let panels = self.weight.rows.div_ceil(PANEL);
+        let columns = task % panels * PANEL..(task % panels * PANEL + PANEL).min(self.weight.rows);
+        let tokens = task / panels * BLOCK..(task / panels * BLOCK + BLOCK).min(self.tokens);
+        if tokens.len() < WIDEN_FROM {
+            tokens.for_each(|token| self.stored::<FUSED>(token, columns.clone()));
+        } else {
+            self.widened::<FUSED>(tokens, columns);
+        }
+    }
+
+    #[inline(always)]
+    fn widened<const FUSED: bool>(&self, tokens: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
+        const T: usize = 4;
+        const O: usize = 3;
+        let mut panel = vec![[0f32; LANES]; columns.len() * self.chunks];
+        for (column, row) in columns.clone().zip(panel.chunks_exact_mut(self.chunks)) {
+            self.weight.widen_row(column, &mut row.as_flattened_mut()[..self.weight.columns]);
+        }
+        let row = |column: usize| &panel[(column - columns.start) * self.chunks..][..self.chunks];
+        let mut column = columns.start;
+        while column < columns.end {
+            let o_count = if columns.end - column >= O { O } else { 1 };
+            let mut token = tokens.start;
+            while token < tokens.end {
+                let t_count = if tokens.end - token >= T { T } else { 1 };
+                match (t_count, o_count) {
+                    (T, O) => {
+                        self.put_tile(token, column, tile::<FUSED, T, O>(self.xs(token), rows(&row, column)))
+                    }
+                    (T, _) => {
+                        self.put_tile(token, column, tile::<FUSED, T, 1>(self.xs(token), rows(&row, column)))
+                    }
+                    (_, O) => {
+                        self.put_tile(token, column, tile::<FUSED, 1, O>(self.xs(token), rows(&row, column)))
+                    }
+                    _ => {
+                        self.put_tile(token, column, tile::<FUSED, 1, 1>(self.xs(token), rows(&row, column)))
+                    }
+                }
+                token += t_count;
+            }
+            column += o_count;
+        }
+    }
+
+    #[inline(always)]
+    fn xs<const T: usize>(&self, token: usize) -> [&[[f32; LANES]]; T] {
+        std::array::from_fn(|t| self.x(token + t))
+    }
+
+    #[inline(always)]
+    fn put_tile<const T: usize, const O: usize>(&self, token: usize, column: usize, sums: [[f32; O]; T]) {
+        for (t, sums) in sums.iter().enumerate() {
+            for (o, &sum) in sums.iter().enumerate() {
+                self.put(token + t, column + o, sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn stored<const FUSED: bool>(&self, token: usize, columns: std::ops::Range<usize>) {
+        const O: usize = 8;
+        let mut column = columns.start;
+        while column < columns.end {
+            let (dtype, first) = self.weight.row(column);
+            let rows: [(DType, &[u8]); O] = std::array::from_fn(|o| {
+                if column + o < columns.end { self.weight.row(column + o) } else { (dtype, first) }
+            });
+            // Parts of one layer may be stored in different dtypes; then rows go one by one.
+            let count = if rows.iter().all(|row| row.0 == dtype) { O.min(columns.end - column) } else { 1 };
+            let rows = rows.map(|row| if count == 1 { first } else { row.1 });
+            let sums = match dtype {
+                DType::F32 => stored_tile::<F32, _, FUSED, O>(self.x(token), rows),
+                DType::F16 => stored_tile::<F16, _, FUSED, O>(self.x(token), rows),
+                DType::BF16 => stored_tile::<BF16, _, FUSED, O>(self.x(token), rows),
+            };
+            sums.iter().take(count).enumerate().for_each(|(o, &sum)| self.put(token, column + o, sum));
+            column += count;
+        }
+    }
+}
+
+#[inline(always)]
+fn rows<'a, const O: usize>(
+    row: &impl Fn(usize) -> &'a [[f32; LANES]],
+    column: usize,
+) -> [&'a [[f32; LANES]]; O] {
+    std::array::from_fn(|o| row(column + o))
+}
+
+/// With the widest instructions that the machine is known to have. Their results differ from those without: a
+/// fused multiplication rounds once. Within one process it is always the same choice.
+fn run_task(product: &Product, task: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn fused(product: &Product, task: usize) {
+            product.task::<true>(task);
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: Both features were detected.
+            unsafe { fused(product, task) }
+        } else {
+            product.task::<false>(task);
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    product.task::<true>(task);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    product.task::<false>(task);
+}
+
+/// `out = x · weightᵀ + bias`, for `x` of `[tokens, in]` and `out` of `[tokens, out]`.
+pub fn matmul(weight: &Weight, x: &[f32], out: &mut [f32]) -> Result<()> {
+    if weight.columns == 0 || weight.rows == 0 || x.is_empty() {
+        return Ok(());
+    }
+    let tokens = x.len() / weight.columns;
+    if x.len() != tokens * weight.columns || out.len() != tokens * weight.rows {
+        let text =
+            format!("{} inputs and {} outputs for {} → {}", x.len(), out.len(), weight.columns, weight.rows);
+        return Err(Error::Bug(text));
+    }
+    let padded = padded(x, weight.columns);
+    let (whole, _) = x.as_chunks();
+    let chunks = weight.columns.div_ceil(LANES);
+    let x = padded.as_deref().unwrap_or(whole);
+    let out = Out { first: out.as_mut_ptr(), width: weight.rows };
+    let product = Product { weight, x, chunks, tokens, out };
+    let tasks = weight.rows.div_ceil(PANEL) * tokens.div_ceil(BLOCK);
+    let work = tokens * weight.rows * weight.columns;
+    if work < PARALLEL_FROM {
+        (0..tasks).for_each(|task| run_task(&product, task));
+    } else {
+        let tasks_of_one_thread = (PARALLEL_FROM / 4 / (work / tasks).max(1)).max(1);
+        (0..tasks)
+            .into_par_iter()
+            .with_min_len(tasks_of_one_thread)
+            .for_each(|task| run_task(&product, task));
+    }
+    Ok(())
+}
+
+/// Rows of whole chunks, if they are not so already.
+fn padded(x: &[f32], columns: usize) -> Option<Vec<[f32; LANES]>> {
+    if columns.is_multiple_of(LANES) {
+        return None;
+    }
+    let chunks = columns.div_ceil(LANES);
+    let mut padded = vec![[0f32; LANES]; x.len() / columns * chunks];
+    for (padded, row) in padded.chunks_exact_mut(chunks).zip(x.chunks_exact(columns)) {
+        padded.as_flattened_mut()[..columns].copy_from_slice(row);
+    }
+    Some(padded)
+}
+
+#[cfg(test)]
+#[path = "matmul_tests.rs"]
+mod tests;

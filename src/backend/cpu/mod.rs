@@ -1,0 +1,238 @@
+//! The reference backend: the shortest correct code, f32 accumulation, one file an op.
+//!
+//! A row's numbers do not depend on what else is in the step: every sum has an order that follows from the row's
+//! own position and width. So a request alone, batched, chunked or with a cached prefix gives the same bits.
+
+mod attend;
+mod collective;
+mod embed;
+mod gate;
+mod lanes;
+mod logprobs;
+pub mod matmul;
+mod norm;
+mod rope_store;
+mod sample;
+mod step;
+mod sum;
+mod warp;
+mod watermark;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::step::{Sampled, StepInput, StepOutput};
+use super::{Backend, Heads, LinearPart, LogitRows, StepShape};
+use crate::error::{Error, Result};
+use crate::model::spec::{Activation, DecoderSpec, Mask, Mlp, Norm, Positions};
+use crate::model::weights::TensorPart;
+
+pub use collective::Member;
+pub use matmul::Weight;
+pub use norm::NormWeight;
+pub use rope_store::Kv;
+pub use step::Step;
+
+/// Below this many multiplications an op runs on its caller's thread: handing it out would take longer.
+const PARALLEL_FROM: usize = 1 << 19;
+
+/// One rank on the CPU.
+pub struct Cpu {
+    peers: Member,
+}
+
+impl Cpu {
+    /// The ranks of one world; each is moved to a thread of its own.
+    pub fn world(n_ranks: usize) -> Vec<Cpu> {
+        Member::world(n_ranks).into_iter().map(|peers| Cpu { peers }).collect()
+    }
+
+    /// The only rank of a world of one.
+    pub fn alone() -> Cpu {
+        Cpu { peers: Member::alone() }
+    }
+}
+
+/// `[rows, width]` of f32, row-major.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Row after row.
+    pub values: Vec<f32>,
+    /// Numbers in a row.
+    pub width: usize,
+}
+
+impl Tensor {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+
+    fn rows(&self, rows: usize) -> &[f32] {
+        &self.values[..rows * self.width]
+    }
+
+    fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
+        let width = self.width;
+        &mut self.values[..rows * width]
+    }
+}
+
+/// Calls `each` with the index and the numbers of every `width` numbers of `values`; on all cores if the `work`, in
+/// multiplications, is worth it.
+fn for_each_chunk(values: &mut [f32], width: usize, work: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
+    if work < PARALLEL_FROM {
+        values.chunks_exact_mut(width).enumerate().for_each(|(index, chunk)| each(index, chunk));
+    } else {
+        values.par_chunks_exact_mut(width).enumerate().for_each(|(index, chunk)| each(index, chunk));
+    }
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Norm = NormWeight;
+    type Weight = Weight;
+    type Kv = Kv;
+    type Step = Step;
+
+    fn supports(&self, spec: &DecoderSpec) -> Result<()> {
+        // Exhaustive, so that a new variant is a decision here.
+        let (Norm::Rms { .. }, Positions::Rope(_), Mlp::Gated { activation: Activation::Silu, .. }) =
+            (spec.norm, &spec.positions, spec.mlp);
+        if !spec.attention.head_dim.is_multiple_of(2) {
+            let text = format!("a rotary embedding needs an even head_dim, not {}", spec.attention.head_dim);
+            return Err(Error::Unsupported(text));
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, rows: usize, width: usize) -> Result<Tensor> {
+        Ok(Tensor { values: zeros(rows, width)?, width })
+    }
+
+    fn norm(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
+        NormWeight::new(kind, weight)
+    }
+
+    fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
+        Weight::new(parts)
+    }
+
+    fn kv(&self, n_slots: usize, width: usize) -> Result<Kv> {
+        Ok(Kv { keys: zeros(n_slots, width)?, values: zeros(n_slots, width)?, width })
+    }
+
+    fn step(&self, shape: StepShape) -> Result<Step> {
+        Ok(Step::new(shape))
+    }
+
+    fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
+        step.begin(input)
+    }
+
+    fn embed(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
+        embed::embed(table, step, out);
+        Ok(())
+    }
+
+    fn add_norm(
+        &self,
+        norm: &NormWeight,
+        rows: usize,
+        branch: Option<&Tensor>,
+        residual: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        norm.add_norm(rows, branch, residual, out);
+        Ok(())
+    }
+
+    fn linear(&self, weight: &Weight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        matmul::matmul(weight, x.rows(rows), out.rows_mut(rows))
+    }
+
+    fn rope_store(&self, heads: Heads, step: &Step, qkv: &mut Tensor, kv: &mut Kv) -> Result<()> {
+        rope_store::rope_store(heads, step, qkv, kv);
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        heads: Heads,
+        mask: Mask,
+        step: &Step,
+        qkv: &Tensor,
+        kv: &Kv,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        attend::attend(heads, mask, step, qkv, kv, out);
+        Ok(())
+    }
+
+    fn gate(&self, activation: Activation, rows: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+        gate::gate(activation, rows, gate_up, out);
+        Ok(())
+    }
+
+    fn select(&self, wanted: &LogitRows, step: &Step, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        let tokens = step.logit_tokens(wanted);
+        for (chosen, &token) in out.values.chunks_exact_mut(x.width).zip(tokens) {
+            chosen.copy_from_slice(x.row(token as usize));
+        }
+        Ok(())
+    }
+
+    fn all_reduce(&self, rows: usize, x: &mut Tensor) -> Result<()> {
+        self.peers.all_reduce(x.rows_mut(rows))
+    }
+
+    fn gather(&self, rows: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
+        let width = out.width;
+        self.peers.gather(rows, part.rows(rows), out.rows_mut(rows), width)
+    }
+
+    fn target_logprobs(&self, targets: Range<usize>, logits: &Tensor, step: &mut Step) -> Result<()> {
+        logprobs::target_logprobs(targets, logits, step);
+        Ok(())
+    }
+
+    fn sample(&self, logits: &mut Tensor, step: &mut Step) -> Result<()> {
+        sample::sample(logits, step);
+        Ok(())
+    }
+
+    fn advance(&self, step: &mut Step) -> Result<()> {
+        let ids = self.peers.broadcast(step.sampled.iter().map(chosen).collect())?;
+        step.advance(&ids);
+        Ok(())
+    }
+
+    fn output(&self, step: &mut Step) -> Result<StepOutput> {
+        Ok(StepOutput {
+            sampled: std::mem::take(&mut step.sampled),
+            target_logprobs: std::mem::take(&mut step.target_logprobs),
+        })
+    }
+
+    fn abort(&self, reason: &str) {
+        self.peers.abort(reason);
+    }
+}
+
+/// The token that a lane takes as its last. Where there was nothing to choose from it takes 0, so that a step
+/// submitted ahead of that news has something to feed.
+fn chosen(sampled: &Sampled) -> u32 {
+    match sampled {
+        Sampled::Token { id, .. } => *id,
+        Sampled::NoDistribution => 0,
+    }
+}
+
+/// Zeros that take no memory until they are written: the allocator hands out untouched pages.
+fn zeros(rows: usize, width: usize) -> Result<Vec<f32>> {
+    let elements = rows.checked_mul(width).filter(|&n| n <= isize::MAX as usize / size_of::<f32>());
+    match elements {
+        Some(elements) => Ok(vec![0.0; elements]),
+        None => Err(Error::Exhausted(format!("{rows} rows of {width} numbers exceed the address space"))),
+    }
+}

@@ -1,0 +1,286 @@
+//! N rank threads as one executor.
+//!
+//! Every rank gets the same steps in the same order, through a channel of its own; rank 0 samples. A rank that
+//! fails aborts the world's collectives, so that no other waits for it; the executor then reports that rank's
+//! error for this step and for all after it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::executor::{Executor, ModelInfo, PositionRegime};
+use super::guard::Guard;
+use super::names::Role;
+use super::partition::Shard;
+use super::rank::Rank;
+use super::spec::{Attention, DecoderSpec};
+use super::upload::total_bytes;
+use super::{Options, Parts};
+use crate::backend::Backend;
+use crate::backend::step::{StepInput, StepOutput};
+use crate::error::{Error, Result};
+use crate::model::checkpoint::DType;
+
+/// Steps that may be submitted before the first is waited for.
+const MAX_UNDER_WAY: usize = 2;
+
+/// Rank threads, and the channels to them.
+pub struct Ranks {
+    info: ModelInfo,
+    guard: Guard,
+    ranks: Vec<RankThread>,
+    n_under_way: usize,
+}
+
+struct RankThread {
+    /// `None` once the thread is to end.
+    steps: Option<SyncSender<Arc<StepInput>>>,
+    outcomes: Receiver<Result<StepOutput>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a rank says while it loads.
+enum News {
+    Loaded { bytes: u64 },
+    Ready { weight_bytes: u64 },
+    Failed(Error),
+}
+
+/// What a rank thread starts with.
+struct Load<B> {
+    backend: B,
+    shard: Shard,
+    spec: Arc<DecoderSpec>,
+    parts: Arc<Parts>,
+    options: Options,
+}
+
+impl Ranks {
+    /// Starts a thread for each backend and waits until all have loaded their parts.
+    ///
+    /// # Errors
+    /// The first rank's that failed; no thread is left then.
+    pub fn start<B: Backend + Send + 'static>(
+        backends: Vec<B>,
+        device: &'static str,
+        spec: DecoderSpec,
+        parts: Box<Parts>,
+        options: Options,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Ranks> {
+        let (world, spec, parts) = (backends.len(), Arc::new(spec), Arc::<Parts>::from(parts));
+        check_options(&options, world)?;
+        check_world(&spec, world)?;
+        let shards = (0..world).map(|rank| Shard { rank, world });
+        let total = shards.map(|shard| total_bytes(&*parts, &spec, shard)).sum::<Result<u64>>()?;
+        let (news, heard) = channel();
+        let mut ranks = Vec::new();
+        for (rank, backend) in backends.into_iter().enumerate() {
+            let shard = Shard { rank, world };
+            let load = Load { backend, shard, spec: Arc::clone(&spec), parts: Arc::clone(&parts), options };
+            ranks.push(RankThread::spawn(load, news.clone())?);
+        }
+        drop(news);
+        let weight_bytes = await_ready(&heard, world, total, progress)?;
+        let info = info(&spec, device, &*parts, options, weight_bytes)?;
+        Ok(Ranks { guard: Guard::new(&info), info, ranks, n_under_way: 0 })
+    }
+}
+
+/// Sizes that the records can count.
+fn check_options(options: &Options, world: usize) -> Result<()> {
+    let Options { n_slots, n_lanes, max_step_tokens, .. } = *options;
+    let countable = |n: usize| n > 0 && u32::try_from(n).is_ok();
+    if ![n_slots, n_lanes, max_step_tokens, world].into_iter().all(countable) {
+        return Err(Error::Invalid(format!(
+            "{world} ranks, {n_slots} slots, {n_lanes} lanes and steps of {max_step_tokens} tokens: each has to be \
+             at least 1 and below 2³²"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether every rank gets as many whole heads as the others, and the KV heads that these read.
+fn check_world(spec: &DecoderSpec, world: usize) -> Result<()> {
+    let Attention { heads, kv_heads, .. } = spec.attention;
+    let fits = kv_heads > 0
+        && heads.is_multiple_of(world)
+        && heads.is_multiple_of(kv_heads)
+        && (kv_heads.is_multiple_of(world) || world.is_multiple_of(kv_heads));
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "{heads} heads that share {kv_heads} KV heads cannot be cut into {world} ranks"
+    )))
+}
+
+/// Hears all ranks out; the first failure is the answer.
+fn await_ready(news: &Receiver<News>, world: usize, total: u64, progress: &dyn Fn(u64, u64)) -> Result<u64> {
+    let (mut n_ready, mut loaded, mut all_bytes) = (0, 0, 0);
+    while n_ready < world {
+        match news.recv() {
+            Ok(News::Loaded { bytes }) => {
+                loaded += bytes;
+                progress(loaded, total);
+            }
+            Ok(News::Ready { weight_bytes }) => {
+                n_ready += 1;
+                all_bytes += weight_bytes;
+            }
+            Ok(News::Failed(error)) => return Err(error),
+            Err(_) => return Err(Error::Device("a rank ended while it loaded".into())),
+        }
+    }
+    Ok(all_bytes)
+}
+
+fn info(
+    spec: &DecoderSpec,
+    device: &'static str,
+    parts: &Parts,
+    options: Options,
+    weight_bytes: u64,
+) -> Result<ModelInfo> {
+    let count = |n: usize| u32::try_from(n).map_err(|_| Error::Checkpoint(format!("{n} is beyond 2³²")));
+    // Where ranks outnumber the KV heads, each keeps a copy.
+    let kv_heads = spec.attention.kv_heads.max(options.n_ranks);
+    let kv_numbers = 2 * spec.masks.len() * kv_heads * spec.attention.head_dim;
+    Ok(ModelInfo {
+        family: spec.family,
+        vocab: count(spec.vocab)?,
+        max_positions: count(spec.max_positions)?,
+        n_slots: count(options.n_slots)?,
+        n_lanes: count(options.n_lanes)?,
+        max_step_tokens: count(options.max_step_tokens)?,
+        regime: PositionRegime::of(&spec.positions),
+        dtype: match parts(Role::Embedding, Shard::WHOLE)?.tensor.dtype {
+            DType::F32 => "float32",
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+        },
+        device,
+        kv_bytes_per_slot: (kv_numbers * size_of::<f32>()) as u64,
+        weight_bytes,
+    })
+}
+
+impl RankThread {
+    fn spawn<B: Backend + Send + 'static>(load: Load<B>, news: Sender<News>) -> Result<RankThread> {
+        // Room for every step that may be under way, so that neither side waits to put one in.
+        let (steps, to_run) = sync_channel(MAX_UNDER_WAY);
+        let (done, outcomes) = sync_channel(MAX_UNDER_WAY);
+        let thread = thread::Builder::new()
+            .name(format!("rank-{}", load.shard.rank))
+            .spawn(move || serve(load, news, &to_run, &done))
+            .map_err(|error| Error::Exhausted(format!("no thread for a rank: {error}")))?;
+        Ok(RankThread { steps: Some(steps), outcomes, thread: Some(thread) })
+    }
+
+    fn submit(&self, step: Arc<StepInput>) -> Result<()> {
+        let sent = self.steps.as_ref().map(|steps| steps.send(step));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(Error::Device("a rank's thread has ended".into())),
+        }
+    }
+
+    fn wait(&self) -> Result<StepOutput> {
+        self.outcomes.recv().unwrap_or_else(|_| Err(Error::Device("a rank's thread has ended".into())))
+    }
+}
+
+/// A rank thread's life: load, then run what comes until nobody sends any more.
+fn serve<B: Backend>(
+    load: Load<B>,
+    news: Sender<News>,
+    to_run: &Receiver<Arc<StepInput>>,
+    done: &SyncSender<Result<StepOutput>>,
+) {
+    let Load { backend, shard, spec, parts, options } = load;
+    // Nobody listens any more once another rank has failed; then the channel of steps is closed too.
+    let report = |bytes| drop(news.send(News::Loaded { bytes }));
+    let loaded =
+        backend.supports(&spec).and_then(|()| Rank::load(backend, shard, &spec, &*parts, options, &report));
+    let mut rank = match loaded {
+        Ok((rank, weight_bytes)) => {
+            drop(news.send(News::Ready { weight_bytes }));
+            rank
+        }
+        Err(error) => return drop(news.send(News::Failed(error))),
+    };
+    drop(news);
+    drop(parts);
+    for step in to_run {
+        if done.send(run_caught(&mut rank, shard.rank, &step)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs a step; an error or a panic frees the ranks that wait for this one.
+fn run_caught<B: Backend>(rank: &mut Rank<B>, number: usize, step: &StepInput) -> Result<StepOutput> {
+    // What a panic leaves half done is never read: the world is aborted.
+    let outcome = catch_unwind(AssertUnwindSafe(|| rank.run(step))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+        Err(Error::Device(format!("rank {number} panicked: {text}")))
+    });
+    outcome.map_err(|error| {
+        let reason = match error {
+            // Already told, here or by the rank that failed first.
+            Error::Device(text) => text,
+            error => format!("rank {number} failed: {error}"),
+        };
+        rank.abort(&reason);
+        Error::Device(reason)
+    })
+}
+
+impl Executor for Ranks {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn submit(&mut self, step: StepInput) -> Result<()> {
+        if self.n_under_way == MAX_UNDER_WAY {
+            return Err(Error::Bug(format!("{MAX_UNDER_WAY} steps are under way already")));
+        }
+        self.guard.admit(&step)?;
+        let step = Arc::new(step);
+        for rank in &self.ranks {
+            rank.submit(Arc::clone(&step))?;
+        }
+        self.n_under_way += 1;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<StepOutput> {
+        if self.n_under_way == 0 {
+            return Err(Error::Bug("no step is under way".into()));
+        }
+        self.n_under_way -= 1;
+        // Every rank is heard, so that the next outcome of each belongs to the next step.
+        let outcomes: Vec<Result<StepOutput>> = self.ranks.iter().map(RankThread::wait).collect();
+        let outputs: Vec<StepOutput> = outcomes.into_iter().collect::<Result<_>>()?;
+        outputs.into_iter().next().ok_or_else(|| Error::Bug("a world without ranks".into()))
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        // All channels first: a rank finishes its steps together with the others.
+        self.ranks.iter_mut().for_each(|rank| rank.steps = None);
+        for rank in &mut self.ranks {
+            if let Some(thread) = rank.thread.take() {
+                // A panic was caught and told; there is nothing to add.
+                drop(thread.join());
+            }
+        }
+    }
+}
