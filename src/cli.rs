@@ -253,6 +253,15 @@ pub struct GenerateArgs {
     /// Punish tokens that were there before
     #[arg(long, default_value_t = 1.0)]
     pub repetition_penalty: f32,
+    /// Punish tokens by how often they were there before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Watermark the output
+    #[arg(long)]
+    pub watermark: bool,
+    /// Show this many of the likeliest tokens for each token
+    #[arg(long, default_value_t = 0)]
+    pub top_n: u32,
     /// Draw instead of taking the likeliest token
     #[arg(long)]
     pub do_sample: bool,

@@ -255,6 +255,12 @@ pub struct Parameters {
     pub typical_p: f32,
     /// 1 for none.
     pub repetition_penalty: f32,
+    /// 0 for none.
+    pub frequency_penalty: f32,
+    /// Whether the output is watermarked.
+    pub watermark: bool,
+    /// Alternatives to report for each token.
+    pub top_n: u32,
     /// Draw although every other parameter is neutral.
     pub do_sample: bool,
     /// Of the draws.
@@ -289,6 +295,9 @@ pub fn generate(args: GenerateArgs) -> Result<(ClientConfig, TelemetryConfig), R
         top_p: args.top_p,
         typical_p: args.typical_p,
         repetition_penalty: args.repetition_penalty,
+        frequency_penalty: args.frequency_penalty,
+        watermark: args.watermark,
+        top_n: args.top_n,
         do_sample: args.do_sample,
         seed: args.seed,
         stop: args.stop,

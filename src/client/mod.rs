@@ -1,7 +1,8 @@
-//! Callers of a shard: they speak the wire and nothing else, so any shard will do.
+//! Who asks a shard: a connection, and routers small enough for one purpose. They speak the wire and nothing else,
+//! so they can ask any shard of the protocol, also beside a live router.
 
 mod generate;
 mod shard;
 
-pub use generate::{Ending, Summary, generate};
-pub use shard::connect;
+pub use generate::{Alternative, Ending, Summary, generate};
+pub use shard::{Shard, Step};

@@ -40,10 +40,15 @@ async fn ask(url: &str, config: &ClientConfig) -> Result<()> {
     let mut out = io::stdout();
     write!(out, "{}", config.prompt)?;
     let summary = client::generate(url, &config.prompt, &config.parameters, &mut out).await?;
-    if summary.ending != client::Ending::ReaderLeft {
+    if summary.ending != client::Ending::ReaderGone {
         writeln!(out)?;
     }
-    eprintln!("{}", summary.line());
+    for alternatives in &summary.alternatives {
+        let shown: Vec<String> =
+            alternatives.iter().map(|token| format!("{:?} {:.3}", token.text, token.logprob)).collect();
+        eprintln!("{}", shown.join("  "));
+    }
+    eprintln!("{summary}");
     Ok(())
 }
 
