@@ -140,7 +140,8 @@ impl Settings {
 
     /// Tokens that the configuration calls special are special, also where `tokenizer.json` forgot to say so.
     fn mark_special(&self, inner: &mut Inner) -> Result<()> {
-        let named = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+        let named =
+            ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
         let known: Vec<AddedToken> = (named.iter().filter_map(|key| self.token(key)))
             .filter(|token| !token.is_empty() && inner.token_to_id(token).is_some())
             .map(|token| AddedToken::from(token, true))
@@ -169,7 +170,8 @@ impl Settings {
         let template: Vec<String> =
             [piece(&bos), Some("$A:0".into()), piece(&eos)].into_iter().flatten().collect();
         let broken = |error: String| Error::Checkpoint(format!("special tokens cannot be added: {error}"));
-        let special: Vec<(String, u32)> = [bos, eos].into_iter().flatten().map(|(id, token)| (token, id)).collect();
+        let special: Vec<(String, u32)> =
+            [bos, eos].into_iter().flatten().map(|(id, token)| (token, id)).collect();
         let processor = TemplateProcessing::builder()
             .try_single(template)
             .map_err(broken)?
@@ -230,5 +232,7 @@ fn clean_up(text: String) -> String {
         (" 've", "'ve"),
         (" 're", "'re"),
     ];
-    CLEANED.iter().fold(text, |text, (from, to)| if text.contains(from) { text.replace(from, to) } else { text })
+    CLEANED
+        .iter()
+        .fold(text, |text, (from, to)| if text.contains(from) { text.replace(from, to) } else { text })
 }
