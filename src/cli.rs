@@ -236,7 +236,7 @@ pub struct GenerateArgs {
     #[arg(long, env = "MODEL_ID")]
     pub model: Option<String>,
     /// Most tokens to generate
-    #[arg(long, short = 'n', default_value_t = 100)]
+    #[arg(long, short = 'n', default_value_t = 300)]
     pub max_new_tokens: u32,
     /// Divides the logits
     #[arg(long, default_value_t = 1.0)]
