@@ -204,7 +204,13 @@ impl Answer {
         self.alternatives.extend(generation.top_tokens.into_iter().map(alternatives_of));
         self.end = generation.generated_text;
         let special = tokens.is_special.into_iter().chain(std::iter::repeat(false));
-        Ok(tokens.texts.into_iter().zip(special).filter(|(_, special)| !special).map(|(text, _)| text).collect())
+        Ok(tokens
+            .texts
+            .into_iter()
+            .zip(special)
+            .filter(|(_, special)| !special)
+            .map(|(text, _)| text)
+            .collect())
     }
 
     fn summary(self, ending: Ending) -> Summary {

@@ -35,7 +35,8 @@ impl Shard {
     /// # Errors
     /// A sentence, where the address is none or nobody listens there.
     pub async fn connect(url: &str) -> Result<Shard> {
-        let endpoint = Endpoint::from_shared(endpoint_of(url)?).with_context(|| format!("{url} is no address"))?;
+        let endpoint =
+            Endpoint::from_shared(endpoint_of(url)?).with_context(|| format!("{url} is no address"))?;
         let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
         let channel = channel.with_context(|| format!("no shard listens at {url}"))?;
         let client = TextGenerationServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
@@ -112,7 +113,9 @@ fn endpoint_of(url: &str) -> Result<String> {
     };
     match url.rsplit_once(':') {
         Some((host, port)) if is_host(host, port) => Ok(format!("http://{url}")),
-        _ if url.is_empty() => bail!("the address is empty; shards listen at unix:///path or http://host:port"),
+        _ if url.is_empty() => {
+            bail!("the address is empty; shards listen at unix:///path or http://host:port")
+        }
         _ => Ok(format!("unix:{url}")),
     }
 }

@@ -124,12 +124,7 @@ impl TextGenerationService for Script {
 }
 
 fn end(text: &str, reason: i32) -> Option<v3::GeneratedText> {
-    Some(v3::GeneratedText {
-        text: text.into(),
-        generated_tokens: 3,
-        finish_reason: reason,
-        seed: Some(7),
-    })
+    Some(v3::GeneratedText { text: text.into(), generated_tokens: 3, finish_reason: reason, seed: Some(7) })
 }
 
 /// The summary, what was written, and what the shard was asked.
