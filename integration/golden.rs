@@ -48,7 +48,8 @@ impl Golden {
         let about: Value = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let file = fs::read(folder.join("golden.safetensors")).unwrap();
         let stored = SafeTensors::deserialize(&file).unwrap();
-        let numbers = |bytes: &[u8]| bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+        let numbers =
+            |bytes: &[u8]| bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
         let tensors = stored.iter().map(|(name, view)| (name.to_owned(), numbers(view.data()))).collect();
         let tolerance = 1e-4 * (about["max_abs_logit"].as_f64().unwrap() as f32).max(1.0);
         Golden { folder, about, tensors, tolerance }
@@ -74,7 +75,8 @@ impl Golden {
         let Resolved { mut spec, names, .. } = self.resolve(families::CONFIG_FILE);
         spec.max_positions = spec.max_positions.max(MAX_POSITIONS);
         let weights = Weights::open(&Checkpoint::open(&self.folder).unwrap(), &spec, &names).unwrap();
-        let options = Options { n_ranks, n_slots: MAX_POSITIONS + 1, n_lanes: 1, max_step_tokens: MAX_POSITIONS };
+        let options =
+            Options { n_ranks, n_slots: MAX_POSITIONS + 1, n_lanes: 1, max_step_tokens: MAX_POSITIONS };
         model::load(spec, move |role, shard| weights.part(role, shard), options, &|_, _| ()).unwrap()
     }
 
@@ -89,7 +91,10 @@ impl Golden {
         let expected = log_softmax(logits);
         for &(id, logprob) in top {
             let expected = expected[id as usize];
-            assert!((logprob - expected).abs() <= self.tolerance, "{place}: id {id} has {logprob}, not {expected}");
+            assert!(
+                (logprob - expected).abs() <= self.tolerance,
+                "{place}: id {id} has {logprob}, not {expected}"
+            );
         }
     }
 }
@@ -126,7 +131,11 @@ impl Prompt<'_> {
     fn check_all_positions(&self, executor: &mut dyn Executor) {
         for (position, logits) in self.logits("logits").iter().enumerate() {
             let outcomes = generate(executor, &self.ids[..=position], 1, self.golden.vocab() as u32);
-            self.golden.assert_distribution(&outcomes[0], logits, &self.place(&format!("position {position}")));
+            self.golden.assert_distribution(
+                &outcomes[0],
+                logits,
+                &self.place(&format!("position {position}")),
+            );
         }
     }
 
@@ -140,7 +149,11 @@ impl Prompt<'_> {
         assert_eq!(found.len() + 1, expected.len());
         for (found, expected) in found.iter().zip(&expected[1..]) {
             let difference = (found - expected).abs();
-            assert!(difference <= self.golden.tolerance, "{}: {found}, not {expected}", self.place("targets"));
+            assert!(
+                difference <= self.golden.tolerance,
+                "{}: {found}, not {expected}",
+                self.place("targets")
+            );
         }
     }
 }
@@ -201,7 +214,11 @@ fn check(name: &str, worlds: &[usize]) {
     let described = golden.resolve(families::CONFIG_FILE);
     if golden.folder.join("config_alt.json").exists() {
         let alt = golden.resolve("config_alt.json");
-        assert_eq!((&alt.spec, alt.dtype), (&described.spec, described.dtype), "{name}: the dialects disagree");
+        assert_eq!(
+            (&alt.spec, alt.dtype),
+            (&described.spec, described.dtype),
+            "{name}: the dialects disagree"
+        );
     }
     let storage = golden.about["storage"].as_str().and_then(DType::from_name);
     assert_eq!(described.dtype, storage, "{name}");
@@ -312,7 +329,9 @@ fn the_plan_is_what_is_loaded() {
         let weights = Checkpoint::open(&golden.folder)
             .and_then(|checkpoint| Weights::open(&checkpoint, &described.spec, &described.names))
             .unwrap();
-        let plan = MemoryPlan::new(&described, Some(&weights), &PlanOptions { world, ..PlanOptions::default() }).unwrap();
+        let plan =
+            MemoryPlan::new(&described, Some(&weights), &PlanOptions { world, ..PlanOptions::default() })
+                .unwrap();
         let executor = golden.executor(world);
         let info = executor.info();
         assert_eq!((info.family, info.vocab as usize), (described.spec.family, described.spec.vocab));

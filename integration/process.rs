@@ -154,12 +154,17 @@ fn a_dead_shards_socket_is_replaced() {
 
 #[test]
 fn local_models_need_no_download() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let model = folder.path().to_str().expect("UTF-8");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_text-generation-server"));
-    command.args(["download-weights", model, "--extension", ".safetensors", "--json-output"]).env_clear();
-    let output = command.output().expect("runs");
+    let empty = tempfile::tempdir().expect("a folder");
+    let download = |model: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_text-generation-server"));
+        command.arg("download-weights").arg(model).args(["--extension", ".safetensors", "--json-output"]);
+        command.env_clear().output().expect("runs")
+    };
+    let output = download(&crate::support::fixture("llama"));
     assert_eq!(code(&output), Some(0), "{}", text(&output.stdout));
+    let output = download(empty.path());
+    assert_eq!(code(&output), Some(1));
+    assert!(text(&output.stdout).contains("config.json"), "{}", text(&output.stdout));
 }
 
 const RANK_1: &[(&str, &str)] = &[("RANK", "1"), ("WORLD_SIZE", "2")];

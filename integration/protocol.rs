@@ -53,7 +53,8 @@ fn warmup(input: Option<u32>, total: Option<u32>, lengths: &[u32]) -> v3::Warmup
 async fn a_router_starts_up_twice() {
     let mut shard = TestShard::start("llama", &[]).await;
     for _ in 0..2 {
-        let found = shard.client.service_discovery(v3::ServiceDiscoveryRequest {}).await.unwrap().into_inner();
+        let found =
+            shard.client.service_discovery(v3::ServiceDiscoveryRequest {}).await.unwrap().into_inner();
         assert_eq!(found.urls, [shard.shard.url()]);
         assert!(found.urls[0].starts_with("unix:///"));
         shard.client.clear_cache(v3::ClearCacheRequest { id: None }).await.unwrap();
@@ -66,7 +67,8 @@ async fn a_router_starts_up_twice() {
         // 512 positions, 1,024 slots of which slot 0 is nobody's.
         assert_eq!(free.max_supported_total_tokens, Some(1024));
         assert_eq!((free.max_input_tokens, free.max_total_tokens), (511, 512));
-        let limited = shard.client.warmup(warmup(Some(100), Some(120), &[100, 100, 56])).await.unwrap().into_inner();
+        let limited =
+            shard.client.warmup(warmup(Some(100), Some(120), &[100, 100, 56])).await.unwrap().into_inner();
         assert_eq!((limited.max_input_tokens, limited.max_total_tokens), (100, 120));
         assert_eq!(shard.stats().await.n_batches, 0);
     }
@@ -113,7 +115,8 @@ async fn a_cached_prefix_is_used_where_it_is_true_and_recomputed_where_it_is_not
         let mut counted = request(9, LONG, 1);
         counted.prefill_logprobs = true;
         // The prompt's length, by the slots it takes: all of the pool's but what a request of one token leaves.
-        let answer = shard.client.prefill(prefill(9, vec![request(9, LONG, 2)], None)).await.unwrap().into_inner();
+        let answer =
+            shard.client.prefill(prefill(9, vec![request(9, LONG, 2)], None)).await.unwrap().into_inner();
         shard.client.clear_cache(v3::ClearCacheRequest { id: Some(9) }).await.unwrap();
         answer.batch.unwrap().max_tokens - 1
     };
@@ -132,7 +135,9 @@ async fn a_cached_prefix_is_used_where_it_is_true_and_recomputed_where_it_is_not
     let mut other = on_slots(request(6, "something else entirely, which is not long", 6), 1..200);
     other.cache_len = 7;
     let other = run_to_end(&mut shard.client, 6, vec![other]).await;
-    let alone = run_to_end(&mut shard.client, 7, vec![request(7, "something else entirely, which is not long", 6)]).await;
+    let alone =
+        run_to_end(&mut shard.client, 7, vec![request(7, "something else entirely, which is not long", 6)])
+            .await;
     assert_eq!(other, alone);
     shard.finish().await;
 }
@@ -177,8 +182,8 @@ async fn chunks_continue_in_decode_and_a_step_may_bring_no_news() {
         let answer = shard.client.decode(decode(&[batch.id])).await.unwrap().into_inner();
         silent += u32::from(answer.generations.is_empty());
         collected.add(1, &answer.generations);
-        if answer.generations.len() == 1 && answer.batch.is_some() {
-            assert_eq!(answer.batch.as_ref().unwrap().current_tokens, 1);
+        if let (1, Some(batch)) = (answer.generations.len(), &answer.batch) {
+            assert_eq!(batch.current_tokens, 1);
         }
         cached = answer.batch;
     }
@@ -190,9 +195,11 @@ async fn chunks_continue_in_decode_and_a_step_may_bring_no_news() {
 #[tokio::test]
 async fn new_requests_merge_into_a_running_batch_old_first() {
     let mut shard = TestShard::start("llama", &[]).await;
-    let alone = run_to_end(&mut shard.client, 0, vec![request(0, LONG, 8), request(1, "hello there", 4)]).await;
+    let alone =
+        run_to_end(&mut shard.client, 0, vec![request(0, LONG, 8), request(1, "hello there", 4)]).await;
     let (mut first, mut second) = (Collected::default(), Collected::default());
-    let answer = shard.client.prefill(prefill(5, vec![on_slots(request(7, LONG, 8), 1..200)], None)).await.unwrap();
+    let answer =
+        shard.client.prefill(prefill(5, vec![on_slots(request(7, LONG, 8), 1..200)], None)).await.unwrap();
     first.add(7, &answer.into_inner().generations);
     let mut newer = on_slots(request(8, "hello there", 4), 300..400);
     newer.chunk_len = Some(2);
@@ -222,9 +229,11 @@ async fn decode_concatenates_two_batches() {
     let mut shard = TestShard::start("llama", &[]).await;
     let alone = run_to_end(&mut shard.client, 0, vec![request(0, LONG, 6), request(1, "hello", 3)]).await;
     let (mut first, mut second) = (Collected::default(), Collected::default());
-    let answer = shard.client.prefill(prefill(1, vec![request(0, LONG, 6)], None)).await.unwrap().into_inner();
+    let answer =
+        shard.client.prefill(prefill(1, vec![request(0, LONG, 6)], None)).await.unwrap().into_inner();
     first.add(0, &answer.generations);
-    let answer = shard.client.prefill(prefill(2, vec![request(1, "hello", 3)], None)).await.unwrap().into_inner();
+    let answer =
+        shard.client.prefill(prefill(2, vec![request(1, "hello", 3)], None)).await.unwrap().into_inner();
     second.add(1, &answer.generations);
     let answer = shard.client.decode(decode(&[1, 2])).await.unwrap().into_inner();
     assert!(answer.concat_ns.is_some());
@@ -252,7 +261,8 @@ async fn filter_keeps_the_listed_in_order_in_prefill_and_in_decode() {
     let mut collected = Collected::default();
     let leased = shard.stats().await.n_leased;
     // 99 was never there, 3 is named twice.
-    let kept = shard.client.filter_batch(filter(3, &[4, 99, 3, 3])).await.unwrap().into_inner().batch.unwrap();
+    let kept =
+        shard.client.filter_batch(filter(3, &[4, 99, 3, 3])).await.unwrap().into_inner().batch.unwrap();
     assert_eq!((kept.id, kept.request_ids.as_slice(), kept.size), (3, [4, 3].as_slice(), 2));
     assert_eq!(shard.stats().await.n_leased, leased / 2);
     assert_eq!(answer.generations.len(), 3);
@@ -295,19 +305,22 @@ async fn a_draw_repeats_with_its_seed_and_only_a_draw_has_one() {
     let mut shard = TestShard::start("llama", &[]).await;
     let drawn = |id: u64, seed| {
         let mut request = request(id, LONG, 12);
-        let parameters = v3::NextTokenChooserParameters { do_sample: true, seed, temperature: 1.3, ..greedy() };
+        let parameters =
+            v3::NextTokenChooserParameters { do_sample: true, seed, temperature: 1.3, ..greedy() };
         request.parameters = Some(parameters);
         request
     };
     let alone = run_to_end(&mut shard.client, 0, vec![drawn(0, 5)]).await;
     assert_eq!(alone[0].end.as_ref().unwrap().seed, Some(5));
     let together =
-        run_to_end(&mut shard.client, 1, vec![drawn(1, 6), drawn(2, 5), request(3, LONG, 12), drawn(4, 7)]).await;
+        run_to_end(&mut shard.client, 1, vec![drawn(1, 6), drawn(2, 5), request(3, LONG, 12), drawn(4, 7)])
+            .await;
     assert_eq!(together[1], alone[0]);
     assert_ne!(together[0].ids, alone[0].ids);
     assert_eq!(together[2].end.as_ref().unwrap().seed, None);
     let mut on_temperature = request(9, LONG, 3);
-    on_temperature.parameters = Some(v3::NextTokenChooserParameters { temperature: 0.9, seed: 3, ..greedy() });
+    on_temperature.parameters =
+        Some(v3::NextTokenChooserParameters { temperature: 0.9, seed: 3, ..greedy() });
     let sampled = run_to_end(&mut shard.client, 2, vec![on_temperature]).await;
     assert_eq!(sampled[0].end.as_ref().unwrap().seed, Some(3), "any warper makes it a draw");
     shard.finish().await;
@@ -369,7 +382,7 @@ async fn prompt_logprobs_when_enabled_come_once_whole_over_chunks() {
 
 #[tokio::test]
 async fn truncation_is_from_the_left_and_keeps_the_beginning_of_text() {
-    let mut shard = TestShard::start("llama", &["--enable-prefill-logprobs"]).await;
+    let shard = TestShard::start("llama", &["--enable-prefill-logprobs"]).await;
     let prompt_ids = |mut request: v3::Request| {
         request.prefill_logprobs = true;
         let mut client = shard.client.clone();
@@ -411,8 +424,13 @@ async fn health_answers_during_a_long_prefill_and_a_probe_disturbs_nobody() {
     let alone = run_to_end(&mut shard.client, 0, vec![request(0, LONG, 10)]).await;
     let mut other = shard.connect().await;
     // Enough work for the check below to fall into it: 60 prompts of 500 tokens.
-    let long: Vec<v3::Request> =
-        (10..70).map(|id| { let mut long = request(id, &LONG.repeat(12), 2); long.truncate = 500; long }).collect();
+    let long: Vec<v3::Request> = (10..70)
+        .map(|id| {
+            let mut long = request(id, &LONG.repeat(12), 2);
+            long.truncate = 500;
+            long
+        })
+        .collect();
     let busy = tokio::spawn(async move { other.prefill(prefill(5, long, None)).await.unwrap() });
     tokio::time::sleep(Duration::from_millis(5)).await;
     let mut healthy_while_busy = 0;
@@ -431,7 +449,8 @@ async fn health_answers_during_a_long_prefill_and_a_probe_disturbs_nobody() {
     let mut client = shard.connect().await;
     let probing = tokio::spawn(async move {
         for _ in 0..20 {
-            let answer = client.prefill(prefill(u64::MAX, vec![probe.clone()], None)).await.unwrap().into_inner();
+            let answer =
+                client.prefill(prefill(u64::MAX, vec![probe.clone()], None)).await.unwrap().into_inner();
             assert!(answer.batch.is_none() && answer.generations.len() == 1);
         }
     });
@@ -443,7 +462,8 @@ async fn health_answers_during_a_long_prefill_and_a_probe_disturbs_nobody() {
 
 #[tokio::test]
 async fn when_lanes_run_out_the_router_is_told_and_requests_wait() {
-    let mut shard = TestShard::start("llama", &["--max-lanes", "3", "--max-batch-prefill-tokens", "200"]).await;
+    let mut shard =
+        TestShard::start("llama", &["--max-lanes", "3", "--max-batch-prefill-tokens", "200"]).await;
     let alone = run_to_end(&mut shard.client, 0, vec![request(0, "hello there", 4)]).await;
     let requests: Vec<v3::Request> = (1..6).map(|id| request(id, "hello there", 4)).collect();
     let answer = shard.client.prefill(prefill(1, requests, None)).await.unwrap().into_inner();
@@ -472,7 +492,11 @@ async fn the_benchmark_tools_way_of_calling() {
     shard.client.clear_cache(v3::ClearCacheRequest { id: None }).await.unwrap();
     for run in 0..3 {
         let requests: Vec<v3::Request> = (0..8)
-            .map(|id| { let mut request = request(id, LONG, 5); request.truncate = 15; request })
+            .map(|id| {
+                let mut request = request(id, LONG, 5);
+                request.truncate = 15;
+                request
+            })
             .collect();
         let answer = shard.client.prefill(prefill(0, requests, None)).await.unwrap().into_inner();
         assert_eq!(answer.generations.len(), 8, "Prefill must not return early");
@@ -492,12 +516,22 @@ async fn the_benchmark_tools_way_of_calling() {
 async fn own_requests_keep_to_their_reserve_once_a_router_is_there() {
     let mut shard = TestShard::start("llama", &["--pool-tokens", "700", "--own-slots", "100"]).await;
     // Alone, a caller without slots may use the whole pool.
-    let many: Vec<v3::Request> = (0..3).map(|id| { let mut r = request(id, &LONG.repeat(4), 50); r.truncate = 150; r }).collect();
+    let many: Vec<v3::Request> = (0..3)
+        .map(|id| {
+            let mut r = request(id, &LONG.repeat(4), 50);
+            r.truncate = 150;
+            r
+        })
+        .collect();
     shard.client.prefill(prefill(0, many.clone(), None)).await.unwrap();
     let leased = shard.stats().await.n_leased;
     assert!(leased > 400, "{leased}");
     // A router's slot under such a lease is refused, until it comes back.
-    let refused = shard.client.prefill(prefill(9, vec![on_slots(request(9, "hello", 2), 500..599)], None)).await.unwrap_err();
+    let refused = shard
+        .client
+        .prefill(prefill(9, vec![on_slots(request(9, "hello", 2), 500..599)], None))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     shard.client.clear_cache(v3::ClearCacheRequest { id: Some(0) }).await.unwrap();
     let expected = run_to_end(&mut shard.client, 9, vec![on_slots(request(9, "hello", 3), 500..599)]).await;
@@ -523,7 +557,8 @@ async fn the_older_protocol_beside_the_newer_one() {
         repetition_penalty: 1.0,
         ..Default::default()
     };
-    let stopping = v2::StoppingCriteriaParameters { max_new_tokens: 4, ignore_eos_token: true, ..Default::default() };
+    let stopping =
+        v2::StoppingCriteriaParameters { max_new_tokens: 4, ignore_eos_token: true, ..Default::default() };
     let old_request = |id: u64| v2::Request {
         id,
         inputs: LONG.into(),

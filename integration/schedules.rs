@@ -14,18 +14,35 @@ use crate::support::oracle::Oracle;
 use crate::support::{EngineOptions, fixture, start_engine};
 
 /// Small enough that slots and lanes run short now and then.
-const OPTIONS: EngineOptions =
-    EngineOptions { n_ranks: 1, n_slots: 220, own_slots: 90, n_lanes: 6, max_prefill_tokens: 16, max_step_tokens: 24 };
+const OPTIONS: EngineOptions = EngineOptions {
+    n_ranks: 1,
+    n_slots: 220,
+    own_slots: 90,
+    n_lanes: 6,
+    max_prefill_tokens: 16,
+    max_step_tokens: 24,
+};
 
 #[derive(Debug, Clone)]
 enum Action {
     /// New requests, merged with a running batch or not.
-    Prefill { requests: Vec<NewRequest>, merge: Option<usize> },
+    Prefill {
+        requests: Vec<NewRequest>,
+        merge: Option<usize>,
+    },
     /// A step of one batch, or of all of them together.
-    Decode { batch: usize, all: bool },
+    Decode {
+        batch: usize,
+        all: bool,
+    },
     /// Some clients of a batch are gone.
-    Filter { batch: usize, keep: u8 },
-    Clear { batch: usize },
+    Filter {
+        batch: usize,
+        keep: u8,
+    },
+    Clear {
+        batch: usize,
+    },
     ClearAll,
 }
 
@@ -43,16 +60,15 @@ struct NewRequest {
 
 fn new_request() -> impl Strategy<Value = NewRequest> {
     let lie = prop_oneof![4 => Just(0usize), 1 => 1..20usize];
-    (0..3u32, 1..30usize, 1..8u32, prop::bool::weighted(0.3), lie, prop::option::weighted(0.4, 1..9u32)).prop_map(
-        |(text, len, max_new_tokens, own, false_claim, chunk)| NewRequest {
+    (0..3u32, 1..30usize, 1..8u32, prop::bool::weighted(0.3), lie, prop::option::weighted(0.4, 1..9u32))
+        .prop_map(|(text, len, max_new_tokens, own, false_claim, chunk)| NewRequest {
             text,
             len,
             max_new_tokens,
             own,
             false_claim,
             chunk,
-        },
-    )
+        })
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -163,8 +179,9 @@ impl Router {
     }
 
     fn arrival(&mut self, request: NewRequest, last: bool) -> Option<Arrival> {
-        let prompt: Vec<u32> =
-            (0..request.len as u32).map(|position| (position * 7 + request.text * (position / 5 + 1)) % 380).collect();
+        let prompt: Vec<u32> = (0..request.len as u32)
+            .map(|position| (position * 7 + request.text * (position / 5 + 1)) % 380)
+            .collect();
         let n_positions = prompt.len() + request.max_new_tokens as usize - 1;
         let (placement, slots, claimed) = if request.own {
             (Placement::Own, Vec::new(), 0)
@@ -174,7 +191,8 @@ impl Router {
             if fresh > self.free.len() {
                 self.evict(&slots);
             }
-            let exclusive: Vec<u32> = (fresh <= self.free.len()).then(|| self.free.drain(..fresh).collect())?;
+            let exclusive: Vec<u32> =
+                (fresh <= self.free.len()).then(|| self.free.drain(..fresh).collect())?;
             slots.extend(&exclusive);
             let claimed = (known + request.false_claim).min(prompt.len() - 1) as u32;
             (Placement::Router { slots: slots.clone(), cache_len: claimed }, slots, claimed)

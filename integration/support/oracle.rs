@@ -97,7 +97,8 @@ impl Oracle {
         let (shape, weight) = &self.tensors[&format!("{name}.weight")];
         let bias = self.tensors.get(&format!("{name}.bias")).map(|(_, bias)| bias);
         let output = |row: &Vec<f64>, out: usize| {
-            let dot: f64 = row.iter().zip(&weight[out * shape[1]..]).map(|(value, weight)| value * weight).sum();
+            let dot: f64 =
+                row.iter().zip(&weight[out * shape[1]..]).map(|(value, weight)| value * weight).sum();
             dot + bias.map_or(0.0, |bias| bias[out])
         };
         x.iter().map(|row| (0..shape[0]).map(|out| output(row, out)).collect()).collect()
@@ -109,7 +110,10 @@ impl Oracle {
         let value = self.linear(x, &format!("{name}.v_proj"));
         let head_dim = query[0].len() / self.heads;
         for (position, (query, key)) in query.iter_mut().zip(&mut key).enumerate() {
-            query.chunks_mut(head_dim).chain(key.chunks_mut(head_dim)).for_each(|head| self.rotate(head, position));
+            query
+                .chunks_mut(head_dim)
+                .chain(key.chunks_mut(head_dim))
+                .for_each(|head| self.rotate(head, position));
         }
         let mut output = vec![vec![0.0; self.heads * head_dim]; x.len()];
         for (position, output) in output.iter_mut().enumerate() {
@@ -118,7 +122,11 @@ impl Oracle {
                 let kv_head = head / (self.heads / self.kv_heads);
                 let of_kv = kv_head * head_dim..(kv_head + 1) * head_dim;
                 let dot = |key: &Vec<f64>| -> f64 {
-                    query[position][of_query.clone()].iter().zip(&key[of_kv.clone()]).map(|(q, k)| q * k).sum()
+                    query[position][of_query.clone()]
+                        .iter()
+                        .zip(&key[of_kv.clone()])
+                        .map(|(q, k)| q * k)
+                        .sum()
                 };
                 let scores: Vec<f64> =
                     key[..=position].iter().map(|key| dot(key) / (head_dim as f64).sqrt()).collect();

@@ -17,7 +17,8 @@ pub type ClientV2 = v2::text_generation_service_client::TextGenerationServiceCli
 pub struct TestShard {
     pub shard: RunningShard,
     pub client: Client,
-    folder: TempDir,
+    /// Holds the socket.
+    _folder: TempDir,
 }
 
 impl TestShard {
@@ -40,7 +41,7 @@ impl TestShard {
         let loaded = tokio::task::spawn_blocking(move || load(&shard_config)).await.unwrap().unwrap();
         let shard = RunningShard::start(&config.shard, &config.socket, loaded).await.unwrap();
         let client = connect(shard.url()).await;
-        TestShard { shard, client, folder }
+        TestShard { shard, client, _folder: folder }
     }
 
     pub async fn client_v2(&self) -> ClientV2 {
@@ -50,10 +51,6 @@ impl TestShard {
     /// Another connection.
     pub async fn connect(&self) -> Client {
         connect(self.shard.url()).await
-    }
-
-    pub fn folder(&self) -> &std::path::Path {
-        self.folder.path()
     }
 
     pub async fn stats(&self) -> EngineStats {

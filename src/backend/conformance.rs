@@ -139,7 +139,7 @@ impl Ragged {
         let n: u32 = rows.iter().map(|(start, len)| start + len + SPARE).sum();
         // Coprime to the number of slots, so that no slot comes twice.
         let n_slots = (n + 2) | 1;
-        let mut free = (1..n_slots).map(|i| if n_slots % 5 == 0 { i * 2 } else { i * 5 } % n_slots);
+        let mut free = (1..n_slots).map(|i| if n_slots.is_multiple_of(5) { i * 2 } else { i * 5 } % n_slots);
         let mut ragged = Ragged { input: StepInput::default(), slots: vec![], n_slots: n_slots as usize };
         for (i, &(start, len)) in rows.iter().enumerate() {
             let lane = Lane((rows.len() - 1 - i) as u32);

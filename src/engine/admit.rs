@@ -74,6 +74,7 @@ impl Engine {
             Placement::Router { slots, cache_len } if !own => {
                 self.lease_claimed(id, slots, *cache_len, &tags, n_positions)?
             }
+            _ if id == RequestId::PROBE => (self.pool.lease_probe(n_positions)?, 0, 0),
             _ => (self.lease_own(n_positions)?, 0, 0),
         };
         // The router counts its chunk from what it believes to be cached.

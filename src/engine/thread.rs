@@ -158,7 +158,10 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>) {
             Command::Prefill(call, reply) => answer(reply, engine.prefill(call)),
             Command::Decode(ids, reply) => answer(reply, engine.decode(&ids)),
             Command::Filter(id, keep, reply) => answer(reply, engine.filter(id, &keep)),
-            Command::Clear(protocol, number, reply) => answer(reply, Ok(engine.clear(protocol, number))),
+            Command::Clear(protocol, number, reply) => {
+                engine.clear(protocol, number);
+                answer(reply, Ok(()));
+            }
             Command::CheckIntegrity(reply) => answer(reply, engine.check_integrity()),
             Command::Stop(reply) => {
                 // What was queued before the doors closed is still served; then the loop ends by itself.

@@ -66,7 +66,7 @@ impl Frequencies {
     }
 
     /// The frequencies `[head_dim / 2]` of a sequence of `len` tokens, and what cosine and sine are multiplied by.
-    /// Which length counts for a position is said at [`PositionRegime`].
+    /// Which length counts for a position is said at [`super::executor::PositionRegime`].
     pub fn for_length(&self, len: u32) -> (Cow<'_, [f32]>, f32) {
         let frequencies = match &self.beyond {
             Beyond::Long { original, long } if len > *original => Cow::Borrowed(long.as_slice()),

@@ -7,7 +7,7 @@ use super::names::{LayerRole, Role};
 use super::partition::Shard;
 use super::spec::{Bias, DecoderSpec, Head, Mlp, Norm};
 use super::weights::TensorPart;
-use crate::backend::cpu::matmul::size_of_dtype;
+use crate::backend::cpu::stored::size_of_dtype;
 use crate::backend::{Backend, LinearPart};
 use crate::error::{Error, Result};
 

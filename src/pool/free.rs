@@ -46,18 +46,20 @@ impl FreeSlots {
         whole + rest - before
     }
 
-    /// Removes the `n` highest free slots at or above `lowest`; fewer, if there are fewer. Highest first, so that
-    /// the shard's reserve, which lies at the top, goes before what a router may come to claim.
-    pub(super) fn take_highest(&mut self, n: usize, lowest: u32) -> Vec<u32> {
+    /// Removes the `n` highest free slots of a range; fewer, if there are fewer. Highest first, so that the shard's
+    /// reserve, which lies at the top, goes before what a router may come to claim.
+    pub(super) fn take_highest(&mut self, n: usize, range: Range<u32>) -> Vec<u32> {
         let mut taken = Vec::with_capacity(n);
-        for index in (lowest as usize / 64..self.words.len()).rev() {
-            while taken.len() < n && self.words[index] != 0 {
-                let slot = index as u32 * 64 + 63 - self.words[index].leading_zeros();
-                if slot < lowest {
-                    break;
+        for index in (range.start as usize / 64..(range.end.div_ceil(64)) as usize).rev() {
+            let first = index as u32 * 64;
+            let mut word = self.words[index];
+            while taken.len() < n && word != 0 {
+                let slot = first + 63 - word.leading_zeros();
+                word &= !bit(slot);
+                if range.contains(&slot) {
+                    self.remove(slot);
+                    taken.push(slot);
                 }
-                self.remove(slot);
-                taken.push(slot);
             }
         }
         taken

@@ -65,7 +65,8 @@ impl Pool {
         let replaced = slots.in_the_way(claim)?;
         // From the first router's request on, the shard keeps to its reserve.
         slots.router_attached = true;
-        let spare = slots.take_own(replaced.len())?;
+        let end = slots.holders.len() as u32 - slots.n_probe;
+        let spare = slots.take_own(replaced.len(), end)?;
         let mut leased = claim.slots.to_vec();
         for (&position, &slot) in replaced.iter().zip(&spare) {
             leased[position] = slot;

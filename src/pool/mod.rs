@@ -22,6 +22,9 @@ use free::FreeSlots;
 pub use lease::{Lease, RouterClaim, RouterLease};
 pub use tags::{Chain, Tag};
 
+/// Slots of the reserve that are kept for health probes: the longest one known has ten tokens.
+const PROBE_SLOTS: u32 = 16;
+
 /// The pool; a cheap handle. Lives on one thread.
 #[derive(Clone)]
 pub struct Pool {
@@ -32,6 +35,8 @@ pub struct Pool {
 struct Slots {
     chain: Chain,
     n_router: u32,
+    /// Topmost slots that only probes may take.
+    n_probe: u32,
     router_attached: bool,
     free: FreeSlots,
     /// `[n_slots]` leases that hold the slot; more than one where requests share a prefix.
@@ -62,6 +67,7 @@ impl Pool {
             slots: Rc::new(RefCell::new(Slots {
                 chain: Chain::default(),
                 n_router: n_slots - n_own,
+                n_probe: PROBE_SLOTS.min(n_own / 2),
                 router_attached: false,
                 free: FreeSlots::new(n_slots),
                 holders: vec![0; n],
@@ -100,13 +106,28 @@ impl Pool {
         slots.router_attached = false;
     }
 
-    /// `n` free slots of the shard's choice: of the reserve first, of the rest only while no router is attached.
+    /// `n` free slots of the shard's choice: of the reserve first, of the rest only while no router is attached. The
+    /// topmost few are left to probes.
     ///
     /// # Errors
     /// [`Error::Exhausted`] with the numbers.
     pub fn lease_own(&self, n: usize) -> Result<Lease> {
+        let n_slots = self.n_slots();
+        let n_probe = self.slots.borrow().n_probe;
+        self.lease_below(n_slots - n_probe, n)
+    }
+
+    /// `n` free slots for a router's health probe, which must run however full the pool is.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] with the numbers.
+    pub fn lease_probe(&self, n: usize) -> Result<Lease> {
+        self.lease_below(self.n_slots(), n)
+    }
+
+    fn lease_below(&self, end: u32, n: usize) -> Result<Lease> {
         let mut slots = self.slots.borrow_mut();
-        let taken = slots.take_own(n)?;
+        let taken = slots.take_own(n, end)?;
         for &slot in &taken {
             slots.hold(slot, Tag::NONE);
         }
@@ -172,17 +193,17 @@ impl Pool {
 }
 
 impl Slots {
-    fn take_own(&mut self, n: usize) -> Result<Vec<u32>> {
-        let n_slots = self.holders.len() as u32;
+    /// Takes `n` free slots of the shard's own, below `end`.
+    fn take_own(&mut self, n: usize, end: u32) -> Result<Vec<u32>> {
         let lowest = if self.router_attached { self.n_router } else { 1 };
-        let n_free = self.free.count(lowest..n_slots);
+        let n_free = self.free.count(lowest..end);
         if n > n_free {
             return Err(Error::Exhausted(format!(
                 "the request needs {n} slots of the shard's own, {n_free} of {} are free",
-                n_slots - lowest
+                end - lowest
             )));
         }
-        Ok(self.free.take_highest(n, lowest))
+        Ok(self.free.take_highest(n, lowest..end))
     }
 
     /// Adds a holder. The first one removes the slot from the free ones, and says what will be in it.

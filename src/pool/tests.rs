@@ -33,8 +33,9 @@ fn write_all(pool: &Pool, lease: &Lease, tags: &[Tag]) {
 #[test]
 fn own_slots_come_from_the_reserve_first_and_from_all_until_a_router_comes() {
     let pool = pool();
-    let first = pool.lease_own(N_OWN as usize).unwrap();
-    assert!(first.slots().iter().all(|&slot| slot >= N_SLOTS - N_OWN));
+    // Of the reserve of 16, 8 are left to probes.
+    let first = pool.lease_own(8).unwrap();
+    assert!(first.slots().iter().all(|&slot| (N_SLOTS - N_OWN..N_SLOTS - 8).contains(&slot)));
     let second = pool.lease_own(4).unwrap();
     assert!(second.slots().iter().all(|&slot| (1..N_SLOTS - N_OWN).contains(&slot)));
     drop(second);
@@ -42,13 +43,17 @@ fn own_slots_come_from_the_reserve_first_and_from_all_until_a_router_comes() {
     let router = pool.lease_router(&RouterClaim { slots: &[5, 6], tags: &tags, cache_len: 0 }).unwrap();
     assert_eq!(
         pool.lease_own(1).err(),
-        Some(Error::Exhausted("the request needs 1 slots of the shard's own, 0 of 16 are free".into()))
+        Some(Error::Exhausted("the request needs 1 slots of the shard's own, 0 of 8 are free".into()))
     );
     drop((first, router));
     pool.check_integrity(0).unwrap();
-    assert_eq!(pool.lease_own(17).err().map(|error| matches!(error, Error::Exhausted(_))), Some(true));
+    assert!(matches!(pool.lease_own(9), Err(Error::Exhausted(_))));
+    let eight = pool.lease_own(8).unwrap();
+    assert!(pool.lease_own(1).is_err());
+    assert_eq!(pool.lease_probe(8).unwrap().slots().len(), 8, "a probe still finds room");
+    drop(eight);
     pool.reset();
-    assert_eq!(pool.lease_own(N_SLOTS as usize - 1).unwrap().slots().len(), 47);
+    assert_eq!(pool.lease_own(N_SLOTS as usize - 9).unwrap().slots().len(), 39);
 }
 
 #[test]
@@ -102,7 +107,7 @@ fn a_slot_that_the_router_cannot_mean_is_its_mistake() {
         let claim = RouterClaim { slots: &slots, tags: &one, cache_len: 0 };
         assert!(matches!(pool.lease_router(&claim), Err(Error::Invalid(_))), "{slots:?}");
     }
-    let own = pool.lease_own(40).unwrap();
+    let own = pool.lease_own(39).unwrap();
     let taken = own.slots().iter().copied().find(|&slot| slot < N_SLOTS - N_OWN).unwrap();
     let claim = RouterClaim { slots: &[taken], tags: &one, cache_len: 0 };
     assert!(matches!(pool.lease_router(&claim), Err(Error::Exhausted(_))));

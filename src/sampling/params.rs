@@ -114,7 +114,12 @@ mod tests {
         let choice = |raw: RawSampling| raw.validate(LIMITS).unwrap().choice;
         assert_eq!(NEUTRAL.validate(LIMITS), Ok(SamplingParams::GREEDY));
         assert_eq!(
-            choice(RawSampling { repetition_penalty: 1.3, frequency_penalty: 0.5, watermark: true, ..NEUTRAL }),
+            choice(RawSampling {
+                repetition_penalty: 1.3,
+                frequency_penalty: 0.5,
+                watermark: true,
+                ..NEUTRAL
+            }),
             Choice::Greedy
         );
         for raw in [

@@ -106,7 +106,10 @@ impl Stopping {
     fn completes_stop(&mut self, text: &str) -> bool {
         self.tail.push_str(text);
         let ended = self.tail.strip_suffix('\n').unwrap_or(&self.tail);
-        let found = self.stops.iter().any(|stop| self.tail.ends_with(stop.as_str()) || ended.ends_with(stop.as_str()));
+        let found = self
+            .stops
+            .iter()
+            .any(|stop| self.tail.ends_with(stop.as_str()) || ended.ends_with(stop.as_str()));
         let mut surplus = self.tail.len().saturating_sub(self.tail_bytes);
         while !self.tail.is_char_boundary(surplus) {
             surplus -= 1;

@@ -145,7 +145,8 @@ fn tell(plan: &LoadPlan, own_slots: u32) {
 /// As [`hub::locate`].
 pub fn locate(source: &ModelSource) -> Result<Located> {
     let progress = Progress::new("downloading");
-    let located = hub::locate(source, &mut |download| progress.report(download.done_bytes, download.file_bytes));
+    let located =
+        hub::locate(source, &mut |download| progress.report(download.done_bytes, download.file_bytes));
     progress.finish();
     if let Some(notice) = located.as_ref().ok().and_then(|located| located.notice.as_deref()) {
         tracing::warn!("{notice}");
@@ -178,7 +179,9 @@ fn end_of_text_ids(folder: &Path, of_tokenizer: Option<u32>) -> Result<Arc<[u32]
     ids.sort_unstable();
     ids.dedup();
     if ids.is_empty() {
-        tracing::warn!("the model's files name no end of text: requests end by length and stop sequences only");
+        tracing::warn!(
+            "the model's files name no end of text: requests end by length and stop sequences only"
+        );
     }
     Ok(ids.into())
 }

@@ -10,11 +10,10 @@
 use rayon::prelude::*;
 
 use super::PARALLEL_FROM;
+use super::stored::{BF16, F16, F32, Stored, Weight, pad};
 use super::sum::{LANES, tree};
-use crate::backend::LinearPart;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
-use crate::model::weights::TensorPart;
 
 /// Output columns of a task; a multiple of both tiles' widths. Its widened weights should fit the L2 cache.
 const PANEL: usize = 24;
@@ -22,195 +21,6 @@ const PANEL: usize = 24;
 const BLOCK: usize = 64;
 /// From this many rows on, widening a panel pays.
 const WIDEN_FROM: usize = 4;
-
-/// A linear layer, or a table of rows: blocks of stored rows, one after the other.
-pub struct Weight {
-    parts: Vec<TensorPart>,
-    /// `[rows]`, or empty.
-    bias: Vec<f32>,
-    rows: usize,
-    columns: usize,
-}
-
-impl Weight {
-    /// Refers to the stored parts; biases are widened.
-    pub fn new(parts: &[LinearPart]) -> Result<Weight> {
-        let rows = parts.iter().map(|part| part.weight.rows.len()).sum();
-        let columns = parts.first().map_or(0, |part| part.weight.columns.len());
-        for LinearPart { weight, .. } in parts {
-            check(weight)?;
-            if weight.columns.len() != columns {
-                let text = format!("parts of {columns} and {} columns in one layer", weight.columns.len());
-                return Err(Error::Checkpoint(text));
-            }
-        }
-        let mut bias = Vec::new();
-        if parts.iter().any(|part| part.bias.is_some()) {
-            for part in parts {
-                let rows = part.weight.rows.len();
-                let part_bias = part.bias.as_ref().map_or_else(|| Ok(vec![0.0; rows]), vector)?;
-                if part_bias.len() != rows {
-                    return Err(Error::Checkpoint(format!(
-                        "a bias of {} for {rows} outputs",
-                        part_bias.len()
-                    )));
-                }
-                bias.extend(part_bias);
-            }
-        }
-        Ok(Weight { parts: parts.iter().map(|part| part.weight.clone()).collect(), bias, rows, columns })
-    }
-
-    /// Outputs.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Inputs.
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// The number of the first row in the whole tensor.
-    pub fn first_row(&self) -> usize {
-        self.parts.first().map_or(0, |part| part.rows.start)
-    }
-
-    /// Widens a row.
-    #[inline(always)]
-    pub fn widen_row(&self, row: usize, out: &mut [f32]) {
-        let (dtype, bytes) = self.row(row);
-        widen(dtype, bytes, out);
-    }
-
-    /// The stored bytes of a row.
-    fn row(&self, mut row: usize) -> (DType, &[u8]) {
-        for part in &self.parts {
-            if row < part.rows.len() {
-                return (part.tensor.dtype, row_bytes(part, row));
-            }
-            row -= part.rows.len();
-        }
-        (DType::F32, &[])
-    }
-}
-
-/// Widens a vector.
-pub fn vector(part: &TensorPart) -> Result<Vec<f32>> {
-    check(part)?;
-    let mut out = vec![0.0; part.rows.len() * part.columns.len()];
-    if !part.columns.is_empty() {
-        for (row, out) in out.chunks_exact_mut(part.columns.len()).enumerate() {
-            widen(part.tensor.dtype, row_bytes(part, row), out);
-        }
-    }
-    Ok(out)
-}
-
-/// Bytes of a number.
-pub fn size_of_dtype(dtype: DType) -> usize {
-    match dtype {
-        DType::F32 => 4,
-        DType::F16 | DType::BF16 => 2,
-    }
-}
-
-fn stored_columns(part: &TensorPart) -> usize {
-    part.tensor.shape.get(1).copied().unwrap_or(1)
-}
-
-/// Whether the part lies within its tensor, and the tensor's bytes are all there.
-fn check(part: &TensorPart) -> Result<()> {
-    let shape = &part.tensor.shape;
-    let (rows, columns) = (shape.first().copied().unwrap_or(0), stored_columns(part));
-    let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(size_of_dtype(part.tensor.dtype)));
-    let inside = part.rows.start <= part.rows.end
-        && part.rows.end <= rows
-        && part.columns.start <= part.columns.end
-        && part.columns.end <= columns;
-    if shape.len() > 2 || !inside || bytes != Some(part.tensor.bytes().len()) {
-        return Err(Error::Checkpoint(format!(
-            "rows {:?} and columns {:?} of a tensor of shape {shape:?} in {} bytes",
-            part.rows,
-            part.columns,
-            part.tensor.bytes().len()
-        )));
-    }
-    Ok(())
-}
-
-fn row_bytes(part: &TensorPart, row: usize) -> &[u8] {
-    let size = size_of_dtype(part.tensor.dtype);
-    let at = ((part.rows.start + row) * stored_columns(part) + part.columns.start) * size;
-    &part.tensor.bytes()[at..][..part.columns.len() * size]
-}
-
-/// How numbers are stored: eight of them are a chunk of `BYTES`. Bytes, since nothing aligns them.
-trait Stored<const BYTES: usize> {
-    fn widen(chunk: &[u8; BYTES]) -> [f32; LANES];
-}
-
-struct F32;
-struct F16;
-struct BF16;
-
-impl Stored<32> for F32 {
-    #[inline(always)]
-    fn widen(chunk: &[u8; 32]) -> [f32; LANES] {
-        let (words, _) = chunk.as_chunks::<4>();
-        std::array::from_fn(|i| f32::from_le_bytes(words[i]))
-    }
-}
-
-impl Stored<16> for F16 {
-    #[inline(always)]
-    fn widen(chunk: &[u8; 16]) -> [f32; LANES] {
-        let (halves, _) = chunk.as_chunks::<2>();
-        std::array::from_fn(|i| widen_half(u16::from_le_bytes(halves[i])))
-    }
-}
-
-impl Stored<16> for BF16 {
-    #[inline(always)]
-    fn widen(chunk: &[u8; 16]) -> [f32; LANES] {
-        let (halves, _) = chunk.as_chunks::<2>();
-        std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le_bytes(halves[i])) << 16))
-    }
-}
-
-/// A last chunk, with zeros behind it.
-#[inline(always)]
-fn pad<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
-    std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0))
-}
-
-/// Without a branch, so that eight widen at once: the bits, moved to a single's places, are too small by 2¹¹².
-#[inline(always)]
-fn widen_half(half: u16) -> f32 {
-    let magnitude = f32::from_bits(u32::from(half & 0x7FFF) << 13) * 2f32.powi(112);
-    let special = if half & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
-    f32::from_bits(magnitude.to_bits() | special | u32::from(half & 0x8000) << 16)
-}
-
-#[inline(always)]
-fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        DType::F32 => widen_as::<F32, _>(bytes, out),
-        DType::F16 => widen_as::<F16, _>(bytes, out),
-        DType::BF16 => widen_as::<BF16, _>(bytes, out),
-    }
-}
-
-#[inline(always)]
-fn widen_as<S: Stored<BYTES>, const BYTES: usize>(bytes: &[u8], out: &mut [f32]) {
-    let (chunks, rest) = bytes.as_chunks::<BYTES>();
-    let (out_chunks, out_rest) = out.as_chunks_mut::<LANES>();
-    for (out, chunk) in out_chunks.iter_mut().zip(chunks) {
-        *out = S::widen(chunk);
-    }
-    let last = S::widen(&pad(rest));
-    out_rest.copy_from_slice(&last[..out_rest.len()]);
-}
 
 /// `T` rows of `x` times `O` rows of weights, all widened and padded to whole chunks.
 #[inline(always)]
@@ -222,10 +32,9 @@ fn tile<const FUSED: bool, const T: usize, const O: usize>(
     let (x, weights) = (x.map(|row| &row[..n]), weights.map(|row| &row[..n]));
     let mut sums = [[[0f32; LANES]; O]; T];
     for chunk in 0..n {
-        let weights: [[f32; LANES]; O] = std::array::from_fn(|o| weights[o][chunk]);
         for t in 0..T {
             for o in 0..O {
-                multiply_add::<FUSED>(&mut sums[t][o], &x[t][chunk], &weights[o]);
+                multiply_add::<FUSED>(&mut sums[t][o], &x[t][chunk], &weights[o][chunk]);
             }
         }
     }
@@ -295,7 +104,7 @@ impl Product<'_> {
     #[inline(always)]
     fn put(&self, token: usize, column: usize, sum: f32) {
         let sum = self.weight.bias.get(column).map_or(sum, |bias| sum + bias);
-        debug_assert!(token < self.tokens && column < self.weight.rows);
+        debug_assert!(token < self.tokens && column < self.weight.rows());
         // SAFETY: `matmul` checked that `out` holds `tokens` rows of `rows` numbers and keeps it borrowed; this
         // element belongs to one task, which is one thread.
         unsafe { *self.out.first.add(token * self.out.width + column) = sum }
@@ -304,11 +113,14 @@ impl Product<'_> {
     /// The task's outputs: columns of one panel, for the tokens of one block.
     #[inline(always)]
     fn task<const FUSED: bool>(&self, task: usize) {
-        let panels = self.weight.rows.div_ceil(PANEL);
-        let columns = task % panels * PANEL..(task % panels * PANEL + PANEL).min(self.weight.rows);
+        let panels = self.weight.rows().div_ceil(PANEL);
+        let columns = task % panels * PANEL..(task % panels * PANEL + PANEL).min(self.weight.rows());
         let tokens = task / panels * BLOCK..(task / panels * BLOCK + BLOCK).min(self.tokens);
         if tokens.len() < WIDEN_FROM {
-            tokens.for_each(|token| self.stored::<FUSED>(token, columns.clone()));
+            // A loop, as the bodies of closures are compiled without the caller's instructions.
+            for token in tokens {
+                self.stored::<FUSED>(token, columns.clone());
+            }
         } else {
             self.widened::<FUSED>(tokens, columns);
         }
@@ -320,7 +132,7 @@ impl Product<'_> {
         const O: usize = 3;
         let mut panel = vec![[0f32; LANES]; columns.len() * self.chunks];
         for (column, row) in columns.clone().zip(panel.chunks_exact_mut(self.chunks)) {
-            self.weight.widen_row(column, &mut row.as_flattened_mut()[..self.weight.columns]);
+            self.weight.widen_row(column, &mut row.as_flattened_mut()[..self.weight.columns()]);
         }
         let row = |column: usize| &panel[(column - columns.start) * self.chunks..][..self.chunks];
         let mut column = columns.start;
@@ -418,23 +230,28 @@ fn run_task(product: &Product, task: usize) {
 
 /// `out = x · weightᵀ + bias`, for `x` of `[tokens, in]` and `out` of `[tokens, out]`.
 pub fn matmul(weight: &Weight, x: &[f32], out: &mut [f32]) -> Result<()> {
-    if weight.columns == 0 || weight.rows == 0 || x.is_empty() {
+    if weight.columns() == 0 || weight.rows() == 0 || x.is_empty() {
         return Ok(());
     }
-    let tokens = x.len() / weight.columns;
-    if x.len() != tokens * weight.columns || out.len() != tokens * weight.rows {
-        let text =
-            format!("{} inputs and {} outputs for {} → {}", x.len(), out.len(), weight.columns, weight.rows);
+    let tokens = x.len() / weight.columns();
+    if x.len() != tokens * weight.columns() || out.len() != tokens * weight.rows() {
+        let text = format!(
+            "{} inputs and {} outputs for {} → {}",
+            x.len(),
+            out.len(),
+            weight.columns(),
+            weight.rows()
+        );
         return Err(Error::Bug(text));
     }
-    let padded = padded(x, weight.columns);
+    let padded = padded(x, weight.columns());
     let (whole, _) = x.as_chunks();
-    let chunks = weight.columns.div_ceil(LANES);
+    let chunks = weight.columns().div_ceil(LANES);
     let x = padded.as_deref().unwrap_or(whole);
-    let out = Out { first: out.as_mut_ptr(), width: weight.rows };
+    let out = Out { first: out.as_mut_ptr(), width: weight.rows() };
     let product = Product { weight, x, chunks, tokens, out };
-    let tasks = weight.rows.div_ceil(PANEL) * tokens.div_ceil(BLOCK);
-    let work = tokens * weight.rows * weight.columns;
+    let tasks = weight.rows().div_ceil(PANEL) * tokens.div_ceil(BLOCK);
+    let work = tokens * weight.rows() * weight.columns();
     if work < PARALLEL_FROM {
         (0..tasks).for_each(|task| run_task(&product, task));
     } else {

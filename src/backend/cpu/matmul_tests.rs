@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::LinearPart;
 use crate::model::checkpoint::StoredTensor;
+use crate::model::weights::TensorPart;
 
 fn stored(dtype: DType, shape: [usize; 2], numbers: &[f32]) -> StoredTensor {
     let bytes = match dtype {
@@ -68,22 +70,5 @@ fn large_products_on_all_cores_agree_with_small_ones() {
         let mut some = vec![0.0; n * rows];
         matmul(&weight, &x[..n * columns], &mut some).unwrap();
         assert_eq!(some, together[..n * rows]);
-    }
-}
-
-#[test]
-fn every_half_widens_to_its_value() {
-    for bits in 0..=u16::MAX {
-        let (ours, expected) = (widen_half(bits), half::f16::from_bits(bits).to_f32());
-        assert!(ours.to_bits() == expected.to_bits() || ours.is_nan() && expected.is_nan(), "{bits:#x}");
-    }
-}
-
-#[test]
-fn a_part_outside_its_tensor_is_refused() {
-    let tensor = stored(DType::F32, [4, 3], &[0.0; 12]);
-    for (rows, columns) in [(0..5, 0..3), (0..4, 1..4), (0..4, 0..usize::MAX)] {
-        let weight = TensorPart { tensor: tensor.clone(), rows, columns };
-        assert!(matches!(Weight::new(&[LinearPart { weight, bias: None }]), Err(Error::Checkpoint(_))));
     }
 }

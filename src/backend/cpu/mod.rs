@@ -9,11 +9,12 @@ mod embed;
 mod gate;
 mod lanes;
 mod logprobs;
-pub mod matmul;
+mod matmul;
 mod norm;
 mod rope_store;
 mod sample;
 mod step;
+pub mod stored;
 mod sum;
 mod warp;
 mod watermark;
@@ -29,10 +30,10 @@ use crate::model::spec::{Activation, DecoderSpec, Mask, Mlp, Norm, Positions};
 use crate::model::weights::TensorPart;
 
 pub use collective::Member;
-pub use matmul::Weight;
 pub use norm::NormWeight;
 pub use rope_store::Kv;
 pub use step::Step;
+pub use stored::Weight;
 
 /// Below this many multiplications an op runs on its caller's thread: handing it out would take longer.
 const PARALLEL_FROM: usize = 1 << 19;

@@ -1,7 +1,7 @@
 //! Residual add and norm.
 
 use super::sum::dot;
-use super::{Tensor, matmul};
+use super::{Tensor, stored};
 use crate::error::Result;
 use crate::model::spec::Norm;
 use crate::model::weights::TensorPart;
@@ -15,7 +15,7 @@ pub struct NormWeight {
 impl NormWeight {
     /// Widens the stored weight.
     pub fn new(kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
-        Ok(NormWeight { kind, weight: matmul::vector(weight)? })
+        Ok(NormWeight { kind, weight: stored::vector(weight)? })
     }
 
     /// `residual += branch`, then `out = norm(residual)`, over the first `rows` rows.

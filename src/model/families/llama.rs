@@ -27,8 +27,7 @@ pub(super) const YI: Family = Family {
     architectures: &["YiForCausalLM"],
     model_types: &["Yi"],
     read: |config| {
-        let defaults =
-            Defaults { kv_heads: Some(4), max_positions: 4096, rope_base: 5e6, eps: 1e-5, ..DEFAULTS };
+        let defaults = Defaults { kv_heads: Some(4), max_positions: 4096, rope_base: 5e6, eps: 1e-5 };
         read("yi", config, Biases::NONE, &defaults)
     },
 };

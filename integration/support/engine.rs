@@ -1,0 +1,45 @@
+//! An engine over a fixture, without sockets.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvshard::engine::{EngineConfig, EngineHandle};
+use kvshard::model::checkpoint::Checkpoint;
+use kvshard::model::families;
+use kvshard::model::weights::Weights;
+use kvshard::model::{self, Options};
+use kvshard::text::Tokenizer;
+
+/// Sizes of an engine.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    pub n_ranks: usize,
+    pub n_slots: u32,
+    pub own_slots: u32,
+    pub n_lanes: u32,
+    pub max_prefill_tokens: u32,
+    pub max_step_tokens: u32,
+}
+
+/// Loads a fixture.
+pub fn start_engine(folder: &Path, options: EngineOptions) -> EngineHandle {
+    let tokenizer = Arc::new(Tokenizer::load(folder).unwrap());
+    let model = families::resolve(&families::read_config(folder).unwrap()).unwrap();
+    let weights = Weights::open(&Checkpoint::open(folder).unwrap(), &model.spec, &model.names).unwrap();
+    let config = EngineConfig {
+        own_slots: options.own_slots,
+        max_prefill_tokens: options.max_prefill_tokens,
+        eos: Arc::new([]),
+        abandoned_after: Duration::from_secs(600),
+        reclaimable_after: Duration::from_secs(600),
+    };
+    let sizes = Options {
+        n_ranks: options.n_ranks,
+        n_slots: options.n_slots as usize,
+        n_lanes: options.n_lanes as usize,
+        max_step_tokens: options.max_step_tokens as usize,
+    };
+    let parts = move |role, shard| weights.part(role, shard);
+    EngineHandle::start(config, tokenizer, move || model::load(model.spec, parts, sizes, &|_, _| ())).unwrap()
+}
