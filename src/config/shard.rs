@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Device, Dtype, LoadFormat, ModelSource, Refusal, RopeOverride, RopeScalingKind, refuse, seconds,
+    Device, Dtype, LoadFormat, ModelSource, Refusal, RopeOverride, RopeScalingKind, WeightFiles, refuse,
+    seconds,
 };
 use crate::backend::step::Watermark;
 use crate::cli::ShardArgs;
@@ -86,11 +87,15 @@ impl ShardConfig {
         {
             return refuse(format!("--own-slots {own} leaves nothing of --pool-tokens {pool}"));
         }
+        let mut source = ModelSource::new(model, args.hub)?;
+        if args.load_format == LoadFormat::Dummy {
+            source.weights = WeightFiles::NotNeeded;
+        }
         Ok(ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,
             step_timeout: seconds("--step-timeout", args.step_timeout)?,
-            source: ModelSource::new(model, args.hub)?,
+            source,
             role,
             world_size,
             dtype: args.dtype,
