@@ -7,7 +7,7 @@ use super::{
     seconds,
 };
 use crate::backend::step::Watermark;
-use crate::cli::ShardArgs;
+use crate::cli::{HubArgs, ShardArgs};
 
 /// Which process this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,15 +87,11 @@ impl ShardConfig {
         {
             return refuse(format!("--own-slots {own} leaves nothing of --pool-tokens {pool}"));
         }
-        let mut source = ModelSource::new(model, args.hub)?;
-        if args.load_format == LoadFormat::Dummy {
-            source.weights = WeightFiles::NotNeeded;
-        }
         Ok(ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,
             step_timeout: seconds("--step-timeout", args.step_timeout)?,
-            source,
+            source: source(model, args.hub, args.load_format)?,
             role,
             world_size,
             dtype: args.dtype,
@@ -197,6 +193,14 @@ fn role(args: &ShardArgs) -> Result<(Role, usize), Refusal> {
         ));
     }
     Ok((if rank == 0 { Role::Leader } else { Role::Follower { rank } }, world_size))
+}
+
+fn source(model: Option<String>, hub: HubArgs, format: LoadFormat) -> Result<ModelSource, Refusal> {
+    let mut source = ModelSource::new(model, hub)?;
+    if format == LoadFormat::Dummy {
+        source.weights = WeightFiles::NotNeeded;
+    }
+    Ok(source)
 }
 
 fn rope(args: &ShardArgs) -> Result<Option<RopeOverride>, Refusal> {
