@@ -7,6 +7,7 @@ use super::{
 };
 use crate::backend::step::Watermark;
 use crate::cli::ShardArgs;
+use crate::model::inject::InjectedFault;
 
 /// Which process this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct ShardConfig {
     pub watermark: Watermark,
     /// How long a step may run.
     pub step_timeout: Duration,
+    /// A fault to order.
+    pub fault: Option<InjectedFault>,
 }
 
 /// Largest pool that is made without being asked for.
@@ -103,6 +106,7 @@ impl ShardConfig {
             prompt_logprobs: args.enable_prefill_logprobs,
             prefix_caching: args.prefix_caching && args.prefill_chunking,
             chunking: args.prefill_chunking,
+            fault: fault(args.inject_fault.as_deref())?,
         })
     }
 
@@ -192,6 +196,11 @@ fn role(args: &ShardArgs) -> Result<(Role, usize), Refusal> {
         ));
     }
     Ok((if rank == 0 { Role::Leader } else { Role::Follower { rank } }, world_size))
+}
+
+fn fault(text: Option<&str>) -> Result<Option<InjectedFault>, Refusal> {
+    let parsed = text.map(|text| text.parse().map_err(|why| Refusal(format!("--inject-fault: {why}"))));
+    parsed.transpose()
 }
 
 fn rope(args: &ShardArgs) -> Result<Option<RopeOverride>, Refusal> {
