@@ -68,7 +68,7 @@ impl EngineHandle {
             }
             // An engine that panicked has lost its books: nothing but a new process repairs that.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(engine, inbox))) {
-                pulse.die(format!("the engine panicked: {}", panic_message(&*panic)));
+                pulse.die(Error::Bug(format!("the engine panicked: {}", panic_message(&*panic))));
             }
         };
         let spawned = thread::Builder::new().name("engine".into()).spawn(body);
@@ -142,7 +142,7 @@ impl EngineHandle {
 
     fn gone(&self) -> Error {
         match self.pulse.condition() {
-            super::Condition::Dead(reason) => Error::Bug(reason),
+            super::Condition::Dead(reason) => reason,
             _ => Error::ShuttingDown,
         }
     }
@@ -169,6 +169,7 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>) {
                 stopping.push(reply);
             }
         }
+        engine.pulse.lease(engine.pool.n_leased());
         #[cfg(debug_assertions)]
         if let Err(error) = engine.check_integrity() {
             panic!("{error}");
