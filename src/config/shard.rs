@@ -8,6 +8,7 @@ use super::{
 };
 use crate::backend::step::Watermark;
 use crate::cli::{HubArgs, ShardArgs};
+use crate::model::inject::InjectedFault;
 
 /// Which process this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct ShardConfig {
     pub watermark: Watermark,
     /// How long a step may run.
     pub step_timeout: Duration,
+    /// A fault to order.
+    pub fault: Option<InjectedFault>,
 }
 
 /// Largest pool that is made without being asked for.
@@ -104,6 +107,7 @@ impl ShardConfig {
             prompt_logprobs: args.enable_prefill_logprobs,
             prefix_caching: args.prefix_caching && args.prefill_chunking,
             chunking: args.prefill_chunking,
+            fault: fault(args.inject_fault.as_deref())?,
         })
     }
 
@@ -201,6 +205,11 @@ fn source(model: Option<String>, hub: HubArgs, format: LoadFormat) -> Result<Mod
         source.weights = WeightFiles::NotNeeded;
     }
     Ok(source)
+}
+
+fn fault(text: Option<&str>) -> Result<Option<InjectedFault>, Refusal> {
+    let parsed = text.map(|text| text.parse().map_err(|why| Refusal(format!("--inject-fault: {why}"))));
+    parsed.transpose()
 }
 
 fn rope(args: &ShardArgs) -> Result<Option<RopeOverride>, Refusal> {

@@ -36,6 +36,8 @@ fn what_is_not_there_is_refused_with_its_flag() {
         "--step-timeout 0",
         "--step-timeout NaN",
         "--step-timeout 1e300",
+        "--inject-fault fire@3",
+        "--inject-fault hang@0",
         "--sharded --rank 2 --world-size 2",
         "--sharded --rank 0 --world-size 2 --num-shard 3",
         "--sharded",

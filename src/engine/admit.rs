@@ -37,7 +37,7 @@ impl Engine {
         }
         let mut admitted = Admitted { requests: Vec::new(), refusals: Vec::new(), is_own: false };
         let mut first_error = None;
-        let mut refused = Vec::new();
+        let mut notices = Vec::new();
         for Arrival { id, prepared } in arrivals {
             let is_own = prepared.as_ref().is_ok_and(|prepared| places_itself(id, prepared));
             match prepared.and_then(|prepared| self.admit_one(id, prepared)) {
@@ -46,17 +46,17 @@ impl Engine {
                     admitted.is_own |= is_own;
                 }
                 Err(error) => {
-                    refused.push(format!("request {id} was refused: {error}"));
+                    notices.push(format!("request {id} was refused: {error}"));
                     admitted.refusals.push(refusal(id, &error, self.stand_in_token()));
                     first_error.get_or_insert(error);
                 }
             }
         }
         match first_error {
+            // Told by the call itself.
             Some(error) if admitted.requests.is_empty() && merge.is_none() => Err(error),
             _ => {
-                // A call that fails says so itself.
-                self.notices.append(&mut refused);
+                self.notices.append(&mut notices);
                 Ok(admitted)
             }
         }

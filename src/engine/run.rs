@@ -110,6 +110,10 @@ impl Engine {
         self.pulse.begin_step();
         let output = self.executor.submit(input).and_then(|()| self.executor.wait());
         self.pulse.end_step();
+        // Calls are still answered, each with this error, until whoever feels the pulse ends the process.
+        if let Err(lost @ Error::DeviceLost(_)) = &output {
+            self.pulse.die(lost.clone());
+        }
         output
     }
 }

@@ -58,9 +58,9 @@ impl RunningShard {
         health::report(&reporter, true).await;
         let watchdog = health::watch(engine.pulse().clone(), shard.step_timeout, reporter.clone());
         let handlers = Arc::new(Shard {
+            metrics: Metrics::new(&engine),
             engine,
             intake: Arc::new(intake),
-            metrics: Metrics::new(),
             calls: Calls::new(),
             url: url.clone(),
             chunking: shard.chunking,

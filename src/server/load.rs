@@ -14,7 +14,9 @@ use crate::engine::{EngineConfig, EngineHandle};
 use crate::error::{Error, Result};
 use crate::hub::{self, Located};
 use crate::model::checkpoint::{Checkpoint, DType};
+use crate::model::executor::Executor;
 use crate::model::families::{self, Resolved};
+use crate::model::inject::Injector;
 use crate::model::plan::{MemoryPlan, PlanOptions};
 use crate::model::spec::{Positions, RopeScaling};
 use crate::model::weights::Weights;
@@ -86,6 +88,24 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
 /// # Errors
 /// As [`plan`], and whatever is wrong with the weights.
 pub fn load(config: &ShardConfig) -> Result<Loaded> {
+    let fault = config.fault;
+    if let Some(fault) = fault {
+        tracing::warn!("a fault is ordered: {fault}");
+    }
+    load_around(config, move |executor| match fault {
+        Some(fault) => Box::new(Injector::new(executor, fault)),
+        None => executor,
+    })
+}
+
+/// As [`load`], with the model's executor put into another one on the engine's thread; an ordered fault is ignored.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_around(
+    config: &ShardConfig,
+    around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
+) -> Result<Loaded> {
     let plan = plan(config)?;
     let folder = plan.located.folder.clone();
     let tokenizer = Arc::new(Tokenizer::load(&folder)?);
@@ -112,7 +132,7 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
         let report = |done, total| progress.report(done, total);
         let executor = model::load(model.spec, parts, options, &report);
         progress.finish();
-        executor
+        executor.map(around)
     };
     let engine = EngineHandle::start(engine_config, tokenizer.clone(), build)?;
     let limits = Limits { vocab: engine.model().vocab, watermark: config.watermark };
