@@ -199,8 +199,12 @@ fn serve<B: Backend>(
     };
     drop(news);
     drop(parts);
+    let mut lost = None;
     for step in to_run {
-        if done.send(run_caught(&mut rank, shard.rank, &step)).is_err() {
+        // Also a world of one, which has nobody to be aborted with: what a fault left half done is never read.
+        let outcome = lost.clone().map_or_else(|| run_caught(&mut rank, shard.rank, &step), Err);
+        lost = outcome.as_ref().err().cloned();
+        if done.send(outcome).is_err() {
             return;
         }
     }
