@@ -1,6 +1,10 @@
 //! The integration tests: one binary, so that it links once.
 
+mod abandoned;
+mod broken_models;
+mod faults;
 mod golden;
+mod launcher;
 mod process;
 mod protocol;
 mod schedules;

@@ -1,86 +1,31 @@
 //! The process as launchers see it: readiness, signals, exit codes, log lines.
 
-use std::fs;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
 
-use tempfile::TempDir;
+use kvshard::pb::v3;
+use tonic::Code;
 
-/// Longer than any wait of a healthy run, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::support::fixture;
+use crate::support::process::{Serving, folder, is_gone, kvshard};
+use crate::support::shard::{Collected, decode, greedy, on_slots, prefill, request, run_to_end};
 
-fn kvshard(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvshard"));
-    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+const LONG: &str = "the quick brown fox jumps over the lazy dog and then some more words follow in a row";
+
+/// Arguments that serve a fixture with a small pool.
+fn serving(fixture_name: &str, flags: &[&str]) -> Vec<String> {
+    let folder = fixture(fixture_name);
+    let model = folder.to_str().expect("UTF-8");
+    let small = ["--pool-tokens", "20000", "--own-slots", "10000"];
+    [model].iter().chain(&small).chain(flags).map(|text| (*text).to_owned()).collect()
 }
 
-/// A running `serve`, killed if a test fails before it ends.
-struct Serving {
-    child: Option<Child>,
-    folder: TempDir,
-}
-
-impl Serving {
-    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Serving {
-        Serving::start_in(tempfile::tempdir().expect("a folder"), arguments, environment)
-    }
-
-    fn start_in(folder: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Serving {
-        let path = folder.path().join("s");
-        let mut command = kvshard(&["serve"]);
-        command.args(arguments).arg("--uds-path").arg(&path).envs(environment.iter().copied());
-        Serving { child: Some(command.spawn().expect("starts")), folder }
-    }
-
-    fn socket(&self, rank: usize) -> PathBuf {
-        self.folder.path().join(format!("s-{rank}"))
-    }
-
-    fn wait_until_ready(&mut self, rank: usize) {
-        let began = Instant::now();
-        while UnixStream::connect(self.socket(rank)).is_err() {
-            if self.child.as_mut().expect("not waited for").try_wait().expect("waits").is_some() {
-                panic!("it ended before it was ready: {:?}", self.wait());
-            }
-            assert!(began.elapsed() < PATIENCE, "not ready");
-            sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.as_ref().expect("not waited for").id().to_string();
-        assert!(Command::new("kill").args([name, &id]).status().expect("kill").success());
-    }
-
-    fn wait(&mut self) -> Output {
-        let mut child = self.child.take().expect("not waited for");
-        let began = Instant::now();
-        while child.try_wait().expect("waits").is_none() {
-            if began.elapsed() > PATIENCE {
-                let _ = child.kill();
-                panic!("it did not end");
-            }
-            sleep(Duration::from_millis(20));
-        }
-        child.wait_with_output().expect("output")
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn code(output: &Output) -> Option<i32> {
-    output.status.code()
+fn start(fixture_name: &str, flags: &[&str]) -> Serving {
+    let arguments = serving(fixture_name, flags);
+    let mut serving = Serving::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    serving.wait_until_ready(0);
+    serving
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -93,37 +38,25 @@ fn refused_flags_are_a_usage_error() {
         &["serve", "m", "--quantize", "awq"][..],
         &["serve", "m", "--device", "cuda"],
         &["serve", "m", "--no-such-flag"],
+        &["serve", "m", "--inject-fault", "fire@3"],
         &["no-such-command"],
     ] {
         let output = kvshard(arguments).output().expect("runs");
-        assert_eq!(code(&output), Some(2), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(text(&output.stderr).starts_with("error: "), "{arguments:?}: {}", text(&output.stderr));
     }
 }
 
 #[test]
-fn a_model_that_cannot_be_loaded_is_one_sentence() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut serving = Serving::start(&[folder.path().to_str().expect("UTF-8"), "--json-output"], &[]);
-    let output = serving.wait();
-    assert_eq!(code(&output), Some(1));
-    assert!(!serving.socket(0).exists());
-    let last = text(&output.stdout).lines().last().map(str::to_owned).expect("a line");
-    let line: serde_json::Value = serde_json::from_str(&last).expect("JSON");
-    assert_eq!(line["record"]["level"]["name"], "ERROR");
-    assert!(line["text"].as_str().is_some_and(|text| !text.is_empty() && !text.contains('\n')), "{line}");
-    assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
-}
-
-#[test]
 fn a_living_socket_is_not_taken_over() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let _living = UnixListener::bind(folder.path().join("s-0")).expect("binds");
-    let path = folder.path().join("s");
-    let output =
-        kvshard(&["serve", "m", "--uds-path", path.to_str().expect("UTF-8")]).output().expect("runs");
-    assert_eq!(code(&output), Some(1));
-    assert!(text(&output.stdout).contains("another process answers there"), "{}", text(&output.stdout));
+    let mut living = start("llama", &[]);
+    let mut second = Serving::start_in(living.folder(), &["m"], &[]);
+    let ended = second.wait();
+    assert_eq!(ended.code, Some(1));
+    let why = "another process answers there: stop it, or choose another --uds-path";
+    assert!(ended.last_line().ends_with(why), "{ended:?}");
+    assert!(!ended.stderr.contains("panicked"), "{ended:?}");
+    living.wait_until_ready(0);
 }
 
 #[test]
@@ -132,21 +65,17 @@ fn a_signal_ends_a_ready_shard_in_order() {
         let mut serving = Serving::start(&["--json-output", "--logger-level", "INFO"], &[]);
         serving.wait_until_ready(0);
         serving.signal(signal);
-        let output = serving.wait();
-        assert_eq!(code(&output), Some(0), "{}", text(&output.stdout));
-        assert!(!serving.socket(0).exists());
+        let ended = serving.wait();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(is_gone(&serving.socket(0)));
         let started = format!("Server started at unix://{}", serving.socket(0).display());
-        let told = text(&output.stdout).lines().any(|line| {
-            let line: serde_json::Value = serde_json::from_str(line).expect("every line is JSON");
-            line["text"] == started.as_str()
-        });
-        assert!(told, "{}", text(&output.stdout));
+        assert!(ended.json_texts().contains(&started), "{ended:?}");
     }
 }
 
 #[test]
 fn a_dead_shards_socket_is_replaced() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     drop(UnixListener::bind(folder.path().join("s-0")).expect("binds"));
     let mut serving = Serving::start_in(folder, &[], &[]);
     serving.wait_until_ready(0);
@@ -160,49 +89,173 @@ fn local_models_need_no_download() {
         command.arg("download-weights").arg(model).args(["--extension", ".safetensors", "--json-output"]);
         command.env_clear().output().expect("runs")
     };
-    let output = download(&crate::support::fixture("llama"));
-    assert_eq!(code(&output), Some(0), "{}", text(&output.stdout));
+    let output = download(&fixture("llama"));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
     let output = download(empty.path());
-    assert_eq!(code(&output), Some(1));
+    assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains("config.json"), "{}", text(&output.stdout));
 }
 
-const RANK_1: &[(&str, &str)] = &[("RANK", "1"), ("WORLD_SIZE", "2")];
-
-fn follower() -> (Serving, Option<UnixListener>) {
-    let mut serving = Serving::start(&["m", "--sharded"], RANK_1);
-    let leader = UnixListener::bind(serving.socket(0)).expect("binds");
-    serving.wait_until_ready(1);
-    (serving, Some(leader))
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_runs_when_the_signal_comes_is_answered() {
+    // The more prompts, the likelier the signal comes before the answer; where it does not, more are sent.
+    for n_prompts in [4, 16, 60, 240] {
+        let mut serving = start("llama", &["--logger-level", "DEBUG", "--max-lanes", "256"]);
+        let mut client = serving.client().await;
+        let requests: Vec<v3::Request> = (0..n_prompts)
+            .map(|id| {
+                let mut long = request(id, &LONG.repeat(12), 1);
+                long.truncate = 60;
+                long
+            })
+            .collect();
+        let mut asked = client.clone();
+        let running = tokio::spawn(async move { asked.prefill(prefill(1, requests, None)).await });
+        tokio::task::yield_now().await;
+        // On the same connection, and behind the call: once this is answered, the call has come in.
+        client.health(v3::HealthRequest {}).await.unwrap();
+        serving.wait_until_told("/Health: ");
+        serving.signal("-TERM");
+        let answer = running.await.expect("no panic");
+        let ended = serving.wait();
+        assert!(is_gone(&serving.socket(0)));
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let line_of = |text: &str| ended.stdout.lines().position(|line| line.contains(text));
+        let (told, answered) = (line_of("asked to end"), line_of("/Prefill: "));
+        // A call that the door closed on has never been in; the next attempt is larger.
+        if let Ok(answer) = answer {
+            assert_eq!(answer.into_inner().generations.len(), n_prompts as usize);
+            assert!(answered.is_some(), "{ended:?}");
+            if told < answered {
+                return;
+            }
+        } else {
+            assert!(answered.is_none(), "answered, and the answer lost: {ended:?}");
+        }
+    }
+    panic!("no call was running when the signal came");
 }
 
-fn is_gone(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_err()
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_does_not_end_is_cut_short() {
+    // By a second signal, and by the drain timeout.
+    for (drain_timeout, n_signals) in [("100", 2), ("0.05", 1)] {
+        let flags = ["--inject-fault", "hang@2", "--drain-timeout", drain_timeout];
+        let mut serving = start("llama", &flags);
+        let mut client = serving.client().await;
+        client.prefill(prefill(1, vec![request(1, LONG, 5)], None)).await.unwrap();
+        let mut asked = client.clone();
+        let hanging = tokio::spawn(async move { asked.decode(decode(&[1])).await });
+        tokio::task::yield_now().await;
+        client.health(v3::HealthRequest {}).await.unwrap();
+        serving.signal("-TERM");
+        if n_signals == 2 {
+            serving.wait_until_told("asked to end");
+            serving.signal("-TERM");
+        }
+        let ended = serving.wait();
+        assert_eq!(ended.code, Some(5), "{ended:?}");
+        assert!(ended.last_line().ends_with("ended with calls still running"), "{ended:?}");
+        assert!(is_gone(&serving.socket(0)));
+        assert!(hanging.await.unwrap().is_err());
+    }
 }
 
-#[test]
-fn a_rank_above_0_ends_well_at_a_signal() {
-    let (mut serving, _leader) = follower();
+/// Faults to order: exit code, and the cause as the last line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_ends_the_process_with_its_code_and_its_cause() {
+    for (fault, code, cause) in [
+        ("panic@2", 3, "giving up: the engine died: the engine panicked: fault injected at step 2"),
+        ("hang@2", 4, "s, the limit is 0.2 s"),
+        ("lost@2", 7, "giving up: fault injected at step 2"),
+    ] {
+        let mut serving =
+            start("llama", &["--inject-fault", fault, "--step-timeout", "0.2", "--json-output"]);
+        let mut client = serving.client().await;
+        client.prefill(prefill(1, vec![request(1, LONG, 5)], None)).await.unwrap();
+        client.health(v3::HealthRequest {}).await.unwrap();
+        client.decode(decode(&[1])).await.unwrap_err();
+        let ended = serving.wait();
+        assert_eq!(ended.code, Some(code), "{fault}: {ended:?}");
+        let texts = ended.json_texts();
+        assert!(texts.last().is_some_and(|last| last.ends_with(cause)), "{fault}: {texts:?}");
+        assert!(is_gone(&serving.socket(0)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_step_does_not_end_the_process() {
+    let serving = &mut start("llama", &["--inject-fault", "error@2"]);
+    let mut client = serving.client().await;
+    client.prefill(prefill(1, vec![request(1, LONG, 5)], None)).await.unwrap();
+    let status = client.decode(decode(&[1])).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Internal, "fault injected at step 2"));
+    client.health(v3::HealthRequest {}).await.unwrap();
+    assert_eq!(run_to_end(&mut client, 2, vec![request(2, LONG, 5)]).await[0].ids.len(), 5);
     serving.signal("-TERM");
-    assert_eq!(code(&serving.wait()), Some(0));
-    assert!(is_gone(&serving.socket(1)));
+    assert_eq!(serving.wait().code, Some(0));
 }
 
-#[test]
-fn a_rank_above_0_ends_with_rank_0() {
-    let (mut serving, mut leader) = follower();
-    fs::remove_file(serving.socket(0)).expect("removed");
-    drop(leader.take());
-    assert_eq!(code(&serving.wait()), Some(0));
-    assert!(is_gone(&serving.socket(1)));
+/// A router outlives its shard: it knows of batches and cached prefixes that the next shard has never seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_goes_on_with_a_shard_that_was_killed() {
+    let mut first = start("llama", &[]);
+    let mut client = first.client().await;
+    let on = |id: u64, cache_len: u32| {
+        let mut request = on_slots(request(id, LONG, 6), 1..200);
+        request.cache_len = cache_len;
+        request
+    };
+    let expected = run_to_end(&mut client, 1, vec![on(1, 0)]).await;
+    client.prefill(prefill(2, vec![on(2, 20)], None)).await.unwrap();
+    first.signal("-KILL");
+    assert_eq!(first.wait().code, None);
+    assert!(!is_gone(&first.socket(0)), "nobody was left to remove it");
+
+    let arguments = serving("llama", &[]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut second = Serving::start_in(first.folder(), &arguments, &[]);
+    second.wait_until_ready(0);
+    // The router's connection comes back by itself; a call that meets the gap fails.
+    let mut lost = client.decode(decode(&[2])).await.unwrap_err();
+    while lost.code() != Code::NotFound {
+        lost = client.decode(decode(&[2])).await.unwrap_err();
+    }
+    client.clear_cache(v3::ClearCacheRequest { id: Some(2) }).await.unwrap();
+    // No Warmup: served, by an empty memory of prefixes. The claim is false now.
+    assert_eq!(run_to_end(&mut client, 3, vec![on(3, 1000)]).await, expected);
+    assert_eq!(run_to_end(&mut client, 4, vec![on(4, 1000)]).await, expected);
+    second.signal("-TERM");
+    let ended = second.wait();
+    assert_eq!(ended.code, Some(0));
+    let told = ended.stdout.lines().filter(|line| line.contains("said to be cached")).collect::<Vec<_>>();
+    assert!(told.len() == 1 && told[0].contains("request 3") && told[0].contains("cached 0 are"), "{told:?}");
 }
 
-#[test]
-fn a_rank_above_0_tells_of_rank_0s_death() {
-    let (mut serving, mut leader) = follower();
-    drop(leader.take());
-    let output = serving.wait();
-    assert_eq!(code(&output), Some(6));
-    assert!(text(&output.stdout).contains("rank 0 died"));
-    assert!(is_gone(&serving.socket(1)));
+/// Callers can have much logged, and have it escaped; lines stay what the launcher can read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_line_is_json_and_short() {
+    for level in ["INFO", "TRACE"] {
+        let mut serving = start("llama", &["--json-output", "--logger-level", level]);
+        let mut client = serving.client().await;
+        let mut odd = request(1, "hello", 2);
+        odd.adapter_id = Some("\u{1}\"\\\n\u{202e}".repeat(5000));
+        client.prefill(prefill(1, vec![odd.clone()], None)).await.unwrap();
+        odd.stopping_parameters.as_mut().unwrap().stop_sequences = vec!["\u{1}".repeat(4000); 2];
+        odd.parameters = Some(v3::NextTokenChooserParameters { grammar: "x\n".repeat(9000), ..greedy() });
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for id in 0..300 {
+            good.push(request(2 * id, "hello", 2));
+            bad.push(v3::Request { id: 2 * id + 1, truncate: 0, ..odd.clone() });
+        }
+        client.prefill(prefill(2, bad.clone(), None)).await.unwrap_err();
+        good.extend(bad);
+        client.prefill(prefill(3, good, None)).await.unwrap();
+        let mut silent = Collected::default();
+        silent.add(1, &client.decode(decode(&[3])).await.unwrap().into_inner().generations);
+        serving.signal("-TERM");
+        let ended = serving.wait();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.json_texts().len() > 300);
+    }
 }

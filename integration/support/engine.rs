@@ -22,8 +22,21 @@ pub struct EngineOptions {
     pub max_step_tokens: u32,
 }
 
+/// How long batches on own slots that nobody asks for are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub abandoned_after: Duration,
+    pub reclaimable_after: Duration,
+}
+
 /// Loads a fixture.
 pub fn start_engine(folder: &Path, options: EngineOptions) -> EngineHandle {
+    let ever = Duration::from_secs(600);
+    start_patient_engine(folder, options, Patience { abandoned_after: ever, reclaimable_after: ever })
+}
+
+/// Loads a fixture behind an engine that keeps batches this long.
+pub fn start_patient_engine(folder: &Path, options: EngineOptions, patience: Patience) -> EngineHandle {
     let tokenizer = Arc::new(Tokenizer::load(folder).unwrap());
     let model = families::resolve(&families::read_config(folder).unwrap()).unwrap();
     let weights = Weights::open(&Checkpoint::open(folder).unwrap(), &model.spec, &model.names).unwrap();
@@ -31,8 +44,8 @@ pub fn start_engine(folder: &Path, options: EngineOptions) -> EngineHandle {
         own_slots: options.own_slots,
         max_prefill_tokens: options.max_prefill_tokens,
         eos: Arc::new([]),
-        abandoned_after: Duration::from_secs(600),
-        reclaimable_after: Duration::from_secs(600),
+        abandoned_after: patience.abandoned_after,
+        reclaimable_after: patience.reclaimable_after,
     };
     let sizes = Options {
         n_ranks: options.n_ranks,

@@ -1,10 +1,13 @@
 //! The harness of the integration tests.
 
+pub mod backend;
 pub mod engine;
+pub mod executor;
 pub mod oracle;
+pub mod process;
 pub mod shard;
 
-pub use engine::{EngineOptions, start_engine};
+pub use engine::{EngineOptions, start_engine, start_patient_engine};
 
 use std::path::PathBuf;
 

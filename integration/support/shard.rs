@@ -1,12 +1,15 @@
 //! A shard in this process, behind real sockets, started by the flags that an operator would type.
 
+use std::path::Path;
+
 use clap::Parser as _;
 use kvshard::cli::{Cli, Command};
 use kvshard::config;
 use kvshard::engine::EngineStats;
+use kvshard::model::executor::Executor;
 use kvshard::pb::v3::text_generation_service_client::TextGenerationServiceClient;
 use kvshard::pb::{v2, v3};
-use kvshard::server::{RunningShard, load};
+use kvshard::server::{RunningShard, load_around};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
@@ -27,7 +30,16 @@ impl TestShard {
         Self::start_folder(&super::fixture(fixture), flags).await
     }
 
-    pub async fn start_folder(model: &std::path::Path, flags: &[&str]) -> TestShard {
+    pub async fn start_folder(model: &Path, flags: &[&str]) -> TestShard {
+        Self::start_around(model, flags, |executor| executor).await
+    }
+
+    /// With the model's executor put into another one.
+    pub async fn start_around(
+        model: &Path,
+        flags: &[&str],
+        around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
+    ) -> TestShard {
         let folder = tempfile::tempdir().unwrap();
         let uds = folder.path().join("s");
         let mut args = vec!["kvshard", "serve", model.to_str().unwrap(), "--uds-path", uds.to_str().unwrap()];
@@ -38,7 +50,8 @@ impl TestShard {
         let Command::Serve(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
         let (config, _) = config::serve(*args).unwrap_or_else(|refusal| panic!("{refusal}"));
         let shard_config = config.shard.clone();
-        let loaded = tokio::task::spawn_blocking(move || load(&shard_config)).await.unwrap().unwrap();
+        let load = move || load_around(&shard_config, around);
+        let loaded = tokio::task::spawn_blocking(load).await.unwrap().unwrap();
         let shard = RunningShard::start(&config.shard, &config.socket, loaded).await.unwrap();
         let client = connect(shard.url()).await;
         TestShard { shard, client, _folder: folder }
@@ -71,7 +84,7 @@ pub async fn connect(url: &str) -> Client {
     Client::new(channel(url).await).max_encoding_message_size(usize::MAX)
 }
 
-async fn channel(url: &str) -> Channel {
+pub async fn channel(url: &str) -> Channel {
     let endpoint = Endpoint::try_from(url.replacen("unix://", "unix:", 1)).unwrap();
     endpoint.connect().await.unwrap()
 }
