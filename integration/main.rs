@@ -4,6 +4,7 @@ mod abandoned;
 mod broken_models;
 mod faults;
 mod golden;
+mod invariance;
 mod launcher;
 mod process;
 mod protocol;

@@ -83,8 +83,22 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
+/// What is driven: a fixture, and on how many ranks.
+#[derive(Debug, Clone, Copy)]
+struct Subject {
+    fixture: &'static str,
+    n_ranks: usize,
+    /// Prompts are of ids below this one.
+    n_ids: u32,
+}
+
+const LLAMA: Subject = Subject { fixture: "llama", n_ranks: 1, n_ids: 380 };
+/// Biases, a tied head, and fewer KV heads than heads: on four ranks each KV head is there twice.
+const QWEN2: Subject = Subject { fixture: "qwen2", n_ranks: 1, n_ids: 300 };
+
 /// A router's memory: who owns which slot, which prefixes are cached, what each request has got so far.
 struct Router {
+    n_ids: u32,
     engine: EngineHandle,
     runtime: tokio::runtime::Runtime,
     free: VecDeque<u32>,
@@ -106,9 +120,11 @@ struct Live {
 }
 
 impl Router {
-    fn new() -> Router {
-        let engine = start_engine(&fixture("llama"), OPTIONS);
+    fn new(subject: Subject) -> Router {
+        let options = EngineOptions { n_ranks: subject.n_ranks, ..OPTIONS };
+        let engine = start_engine(&fixture(subject.fixture), options);
         Router {
+            n_ids: subject.n_ids,
             engine,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
             free: Self::all_slots(),
@@ -180,7 +196,7 @@ impl Router {
 
     fn arrival(&mut self, request: NewRequest, last: bool) -> Option<Arrival> {
         let prompt: Vec<u32> = (0..request.len as u32)
-            .map(|position| (position * 7 + request.text * (position / 5 + 1)) % 380)
+            .map(|position| (position * 7 + request.text * (position / 5 + 1)) % self.n_ids)
             .collect();
         let n_positions = prompt.len() + request.max_new_tokens as usize - 1;
         let (placement, slots, claimed) = if request.own {
@@ -342,13 +358,42 @@ fn v3(number: u64) -> BatchId {
     BatchId { protocol: Protocol::V3, number }
 }
 
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    prop::collection::vec(action(), 5..60)
+}
+
+fn drive(subject: Subject, actions: Vec<Action>) {
+    let oracle = Oracle::open(&fixture(subject.fixture));
+    let mut router = Router::new(subject);
+    actions.into_iter().for_each(|action| router.act(action));
+    router.finish(&oracle);
+}
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(48))]
     #[test]
-    fn every_schedule_gives_each_request_its_own_tokens(actions in prop::collection::vec(action(), 5..60)) {
-        let oracle = Oracle::open(&fixture("llama"));
-        let mut router = Router::new();
-        actions.into_iter().for_each(|action| router.act(action));
-        router.finish(&oracle);
+    fn every_schedule_gives_each_request_its_own_tokens(actions in actions()) {
+        drive(LLAMA, actions);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+    #[test]
+    fn every_schedule_on_another_family(actions in actions()) {
+        drive(QWEN2, actions);
+    }
+
+    #[test]
+    fn every_schedule_on_two_and_four_ranks(
+        subject in prop::sample::select(vec![LLAMA, QWEN2]),
+        n_ranks in prop::sample::select(vec![2, 4]),
+        actions in actions(),
+    ) {
+        drive(Subject { n_ranks, ..subject }, actions);
     }
 }
