@@ -10,5 +10,6 @@ mod process;
 mod protocol;
 mod schedules;
 mod support;
+mod telemetry;
 mod tidy;
 mod tokenizers;
