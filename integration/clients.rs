@@ -19,7 +19,8 @@ const SERVICE: &str = "generate.v3.TextGenerationService";
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let (grpcurl, ghz) = (find("grpcurl"), find("ghz"));
-    let trial = |name: &str, tool: &Option<PathBuf>, run: fn(&Path) -> Result<(), Failed>| match tool.clone() {
+    let trial = |name: &str, tool: &Option<PathBuf>, run: fn(&Path) -> Result<(), Failed>| match tool.clone()
+    {
         Some(tool) => Trial::test(name, move || run(&tool)),
         None => {
             let kind = name.split("::").next().unwrap_or_default();
@@ -172,7 +173,8 @@ fn generate(serving: &Serving, grpcurl: &Path, service: &str) -> Result<String, 
             check(text == streamed, format!("{text:?} is not {streamed:?}"))?;
             return Ok(streamed);
         }
-        answer = serving.call(grpcurl, &format!("{service}/Decode"), &json!({"batches": [answer["batch"]]}))?;
+        answer =
+            serving.call(grpcurl, &format!("{service}/Decode"), &json!({"batches": [answer["batch"]]}))?;
     }
 }
 
@@ -195,7 +197,12 @@ fn statuses(grpcurl: &Path) -> Result<(), Failed> {
         ("Prefill", prefill(1, 0), "InvalidArgument", "max_new_tokens is 0"),
         ("Prefill", prefill(1, 5000), "InvalidArgument", "5000"),
         ("Prefill", grammar, "Unimplemented", "grammars"),
-        ("Warmup", json!({"batch": prefill(0, 1)["batch"], "max_prefill_tokens": 99999}), "FailedPrecondition", "99999"),
+        (
+            "Warmup",
+            json!({"batch": prefill(0, 1)["batch"], "max_prefill_tokens": 99999}),
+            "FailedPrecondition",
+            "99999",
+        ),
     ] {
         let told = call(rpc, message).err().ok_or_else(|| Failed::from(format!("{rpc}: no {status}")))?;
         check(told.contains(status) && told.contains(sentence), format!("{rpc}: {told}"))?;
@@ -237,8 +244,10 @@ fn prefill_load(ghz: &Path) -> Result<(), Failed> {
         "inputs": "The little fox", "truncate": 100, "add_special_tokens": true,
         "stopping_parameters": {"max_new_tokens": 1}}]}}"#;
     let beside = std::thread::scope(|scope| {
-        let beside = scope.spawn(|| (0..3).map(|_| generate(&serving, &grpcurl, SERVICE)).collect::<Vec<_>>());
-        let report = load(ghz, &serving, "Prefill", message, &["-n", "300", "-c", "10", "--connections", "5"]);
+        let beside =
+            scope.spawn(|| (0..3).map(|_| generate(&serving, &grpcurl, SERVICE)).collect::<Vec<_>>());
+        let report =
+            load(ghz, &serving, "Prefill", message, &["-n", "300", "-c", "10", "--connections", "5"]);
         report.and_then(|report| all_ok(&report, 300)).map(|()| beside.join())
     })?;
     for text in beside.map_err(|_| Failed::from("the generation beside it panicked"))? {
