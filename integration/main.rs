@@ -6,3 +6,4 @@ mod protocol;
 mod schedules;
 mod support;
 mod tidy;
+mod tokenizers;

@@ -236,7 +236,7 @@ pub struct GenerateArgs {
     #[arg(long, env = "MODEL_ID")]
     pub model: Option<String>,
     /// Most tokens to generate
-    #[arg(long, short = 'n', default_value_t = 100)]
+    #[arg(long, short = 'n', default_value_t = 300)]
     pub max_new_tokens: u32,
     /// Divides the logits
     #[arg(long, default_value_t = 1.0)]
@@ -313,7 +313,7 @@ pub struct DownloadArgs {
     pub auto_convert: bool,
     #[arg(long = "no-auto-convert", id = "no_auto_convert", hide = true)]
     _no_auto_convert: bool,
-    /// Merge a LoRA adapter into its base model
+    /// Accepted, since TGI's launcher always asks; a folder that holds an adapter only is refused
     #[arg(long)]
     pub merge_lora: bool,
     /// Accepted; no code is ever taken from a model's folder

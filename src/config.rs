@@ -324,9 +324,6 @@ pub fn inspect(args: InspectArgs) -> Result<(ShardConfig, TelemetryConfig), Refu
 /// # Errors
 /// As [`serve`].
 pub fn download(args: DownloadArgs) -> Result<(ModelSource, TelemetryConfig), Refusal> {
-    if args.merge_lora {
-        return refuse("--merge-lora: adapters are not supported");
-    }
     if args.extension != ".safetensors" {
         return refuse(format!(
             "--extension {}: weights are read from .safetensors files only",

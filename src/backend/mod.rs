@@ -79,6 +79,11 @@ pub enum LogitRows {
 
 /// A device with the ops of a decoder. `rows` counts rows of a tensor in use, from its first.
 pub trait Backend: Sized {
+    /// Its name, as `Info` reports it.
+    const DEVICE: &'static str;
+    /// What it computes in, as `Info` reports it.
+    const DTYPE: &'static str;
+
     /// Activations: a row-major matrix of numbers, of which a step uses the first rows.
     type Tensor;
     /// A norm with its weight.

@@ -64,7 +64,12 @@ fn what_the_launcher_writes_is_understood() {
 
     let line = "text-generation-server download-weights some/model --extension .safetensors --auto-convert \
          --logger-level INFO --json-output --trust-remote-code --merge-lora --revision main";
-    assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
+    let Command::DownloadWeights(args) =
+        Cli::try_parse_from(line.split_whitespace()).expect("parses").command
+    else {
+        panic!("not download-weights");
+    };
+    assert!(crate::config::download(*args).is_ok(), "the launcher always asks to merge adapters");
     let line = "text-generation-server serve m --no-sharded --no-json-output --no-trust-remote-code";
     assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
 }

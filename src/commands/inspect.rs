@@ -11,8 +11,11 @@ use crate::server::{self, LoadPlan};
 pub(super) async fn run(config: ShardConfig) -> Result<Exit> {
     let to_plan = config.clone();
     let plan = tokio::task::spawn_blocking(move || server::plan(&to_plan)).await??;
-    write_plan(&mut io::stdout().lock(), &config, &plan)?;
-    Ok(Exit::Done)
+    match write_plan(&mut io::stdout().lock(), &config, &plan) {
+        // Whoever reads it has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        written => Ok(written.map(|()| Exit::Done)?),
+    }
 }
 
 fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io::Result<()> {

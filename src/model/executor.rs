@@ -21,7 +21,7 @@ pub struct ModelInfo {
     pub max_step_tokens: u32,
     /// How a position's keys depend on more than the tokens up to it.
     pub regime: PositionRegime,
-    /// The weights' dtype, as `Info` reports it: `float32`, `float16`, `bfloat16`.
+    /// What the device computes in, as `Info` reports it: `float32`, `float16`, `bfloat16`.
     pub dtype: &'static str,
     /// `cpu` or `cuda`.
     pub device: &'static str,

@@ -64,5 +64,5 @@ pub fn load(
         return Err(Error::Invalid("a model needs at least one rank".into()));
     }
     let backends = Cpu::world(options.n_ranks);
-    Ok(Box::new(Ranks::start(backends, "cpu", spec, Box::new(parts), options, progress)?))
+    Ok(Box::new(Ranks::start(backends, spec, Box::new(parts), options, progress)?))
 }

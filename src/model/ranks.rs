@@ -11,7 +11,6 @@ use std::thread::{self, JoinHandle};
 
 use super::executor::{Executor, ModelInfo, PositionRegime};
 use super::guard::Guard;
-use super::names::Role;
 use super::partition::Shard;
 use super::rank::Rank;
 use super::spec::{Attention, DecoderSpec};
@@ -20,7 +19,6 @@ use super::{Options, Parts};
 use crate::backend::Backend;
 use crate::backend::step::{StepInput, StepOutput};
 use crate::error::{Error, Result};
-use crate::model::checkpoint::DType;
 
 /// Steps that may be submitted before the first is waited for.
 const MAX_UNDER_WAY: usize = 2;
@@ -63,7 +61,6 @@ impl Ranks {
     /// The first rank's that failed; no thread is left then.
     pub fn start<B: Backend + Send + 'static>(
         backends: Vec<B>,
-        device: &'static str,
         spec: DecoderSpec,
         parts: Box<Parts>,
         options: Options,
@@ -83,7 +80,7 @@ impl Ranks {
         }
         drop(news);
         let weight_bytes = await_ready(&heard, world, total, progress)?;
-        let info = info(&spec, device, &*parts, options, weight_bytes)?;
+        let info = info::<B>(&spec, options, weight_bytes)?;
         Ok(Ranks { guard: Guard::new(&info), info, ranks, n_under_way: 0 })
     }
 }
@@ -136,13 +133,7 @@ fn await_ready(news: &Receiver<News>, world: usize, total: u64, progress: &dyn F
     Ok(all_bytes)
 }
 
-fn info(
-    spec: &DecoderSpec,
-    device: &'static str,
-    parts: &Parts,
-    options: Options,
-    weight_bytes: u64,
-) -> Result<ModelInfo> {
+fn info<B: Backend>(spec: &DecoderSpec, options: Options, weight_bytes: u64) -> Result<ModelInfo> {
     let count = |n: usize| u32::try_from(n).map_err(|_| Error::Checkpoint(format!("{n} is beyond 2³²")));
     // Where ranks outnumber the KV heads, each keeps a copy.
     let kv_heads = spec.attention.kv_heads.max(options.n_ranks);
@@ -155,12 +146,8 @@ fn info(
         n_lanes: count(options.n_lanes)?,
         max_step_tokens: count(options.max_step_tokens)?,
         regime: PositionRegime::of(&spec.positions),
-        dtype: match parts(Role::Embedding, Shard::WHOLE)?.tensor.dtype {
-            DType::F32 => "float32",
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-        },
-        device,
+        dtype: B::DTYPE,
+        device: B::DEVICE,
         kv_bytes_per_slot: (kv_numbers * size_of::<f32>()) as u64,
         weight_bytes,
     })

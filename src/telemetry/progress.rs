@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -10,9 +11,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub struct Progress {
     label: &'static str,
     bar: Option<ProgressBar>,
+    began: Instant,
     /// Tenths that were logged.
     logged: AtomicU64,
 }
+
+/// Work that is over before this is not worth a line.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 
 impl Progress {
     /// Nothing done yet. A bar if standard error is a terminal.
@@ -24,7 +29,7 @@ impl Progress {
             bar.set_message(label);
             bar
         });
-        Progress { label, bar, logged: AtomicU64::new(0) }
+        Progress { label, bar, began: Instant::now(), logged: AtomicU64::new(0) }
     }
 
     /// `done` of `total` bytes are done.
@@ -32,6 +37,9 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_length(total);
             bar.set_position(done);
+            return;
+        }
+        if self.began.elapsed() < SILENT_FOR {
             return;
         }
         let tenth = if total == 0 { 10 } else { u128::from(done.min(total)) * 10 / u128::from(total) };

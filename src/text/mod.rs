@@ -1,8 +1,12 @@
 //! Text to tokens and back.
 
-mod bytes;
 mod detokenize;
+mod pieces;
+mod settings;
 mod tokenizer;
 
 pub use detokenize::Detokenizer;
 pub use tokenizer::Tokenizer;
+
+#[cfg(test)]
+mod tests;

@@ -1,31 +1,41 @@
 //! A model's tokenizer, as its folder describes it.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use serde_json::Value;
-use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, DecoderWrapper, Tokenizer as Inner};
+use tokenizers::models::ModelWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{AddedToken, Encoding, Token, Tokenizer as Inner};
 
-use super::bytes::TokenBytes;
+use super::pieces::{Pieces, REPLACEMENT};
+use super::settings::{Settings, read_file};
 use crate::error::{Error, Result};
 
-/// Largest tokenizer file that is read.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+/// Ids at or above this are a broken file's: tables over ids are that long.
+const MAX_IDS: u32 = 1 << 24;
+/// Longest prompt, in bytes: some two million tokens, for which the tokenizer takes 200 times as much memory.
+const MAX_TEXT_BYTES: usize = 8 << 20;
 
 /// A model's tokenizer. Immutable; shared by threads.
 pub struct Tokenizer {
+    /// Without truncation, padding and post-processor.
     inner: Inner,
-    /// Of a byte-level vocabulary.
-    bytes: Option<TokenBytes>,
+    /// Of the common kinds of vocabulary.
+    pieces: Option<Pieces>,
     special: BTreeSet<u32>,
-    /// What encoding adds before and after the text's ids.
-    added: (Vec<u32>, Vec<u32>),
+    around: Around,
     n_ids: u32,
     eos: Option<u32>,
-    /// Whether decoded text loses the spaces before punctuation, as `clean_up_tokenization_spaces` asks.
+    /// Whether the text of an answer loses the spaces before punctuation.
     cleans_up: bool,
+}
+
+/// What encoding adds around a text's ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Around {
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -36,62 +46,106 @@ impl Tokenizer {
     /// [`Error::Checkpoint`] where a file is missing or broken, [`Error::Unsupported`] for a folder with another
     /// kind of tokenizer only.
     pub fn load(folder: &Path) -> Result<Tokenizer> {
-        let Some(file) = read(folder, "tokenizer.json")? else { return Err(no_tokenizer(folder)) };
-        let broken = |error| Error::Checkpoint(format!("tokenizer.json cannot be read: {error}"));
-        let mut inner = Inner::from_bytes(file).map_err(broken)?;
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(broken)?;
-        let config = Settings::read(folder)?;
-        config.mark_special(&mut inner)?;
-        config.patch_post_processor(&mut inner)?;
-        let n_ids = inner.get_vocab(true).values().max().map_or(0, |largest| largest.saturating_add(1));
-        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let cleans_up = config.flag("clean_up_tokenization_spaces") == Some(true);
-        let special = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
+        let Some(file) = read_file(folder, "tokenizer.json")? else { return Err(no_tokenizer(folder)) };
+        let settings = Settings::read(folder)?;
+        let loaded = guarded(|| {
+            let mut inner = Inner::from_bytes(&file)?;
+            inner.with_padding(None);
+            inner.with_truncation(None)?;
+            let added = added_tokens(&inner, &settings);
+            inner.add_special_tokens(added)?;
+            set_prefix_space(&mut inner, &settings);
+            let around = Around::of(&inner)?;
+            inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+            Ok((inner, around))
+        });
+        let broken = |error| Error::Checkpoint(format!("tokenizer.json cannot be used: {error}"));
+        let (inner, around) = loaded.map_err(broken)?;
+        let n_ids = n_ids(&inner)?;
+        let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
         Ok(Tokenizer {
-            bytes: byte_level.then(|| TokenBytes::new((0..n_ids).map(|id| inner.id_to_token(id)))),
-            special: special.map(|(id, _)| id).collect(),
-            added: added_around(&inner)?,
-            eos: config.token("eos_token").and_then(|token| inner.token_to_id(&token)),
+            pieces: Pieces::new(&inner, n_ids),
+            special: special_ids(&inner),
+            around: around.with(&inner, &settings),
             n_ids,
-            cleans_up,
+            eos: settings.eos.as_deref().and_then(|token| inner.token_to_id(token)),
+            cleans_up: if is_bpe { settings.cleans_up && settings.cleans_up_bpe } else { settings.cleans_up },
             inner,
         })
     }
 
-    /// Ids of `text`; of more than `truncate`, the last: the text loses its beginning, added special tokens stay.
+    /// Ids of `text`; of more than `truncate`, the last: the text loses its beginning, added special tokens stay, as
+    /// long as there is room for them.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the tokenizer has no ids for the text.
+    /// [`Error::Invalid`] where the tokenizer has no ids for the text, or the text is longer than 8 MiB.
     pub fn encode(&self, text: &str, add_special_tokens: bool, truncate: usize) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
+        if text.len() > MAX_TEXT_BYTES {
+            let n = text.len();
+            return Err(Error::Invalid(format!("the prompt has {n} bytes, the limit is {MAX_TEXT_BYTES}")));
+        }
+        let encoding = guarded(|| self.inner.encode_fast(text, false))
             .map_err(|error| Error::Invalid(format!("the prompt cannot be tokenised: {error}")))?;
         let (before, after): (&[u32], &[u32]) =
-            if add_special_tokens { (&self.added.0, &self.added.1) } else { (&[], &[]) };
-        let room = truncate.saturating_sub(before.len() + after.len());
+            if add_special_tokens { (&self.around.before, &self.around.after) } else { (&[], &[]) };
+        let room = truncate.saturating_sub(before.len().saturating_add(after.len()));
         let ids = encoding.get_ids();
-        let kept = &ids[ids.len().saturating_sub(room)..];
-        let all = [before, kept, after].concat();
-        Ok(all[all.len().saturating_sub(truncate)..].to_vec())
+        let kept = ids.get(ids.len().saturating_sub(room)..).unwrap_or_default();
+        let mut all = [before, kept, after].concat();
+        all.truncate(truncate);
+        Ok(all)
     }
 
     /// Text of `ids` as they stand; unknown ids have none.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
-        let Some(bytes) = &self.bytes else {
-            // Decoding fails for no ids that a model can produce; what cannot be decoded has no text.
-            return self.inner.decode(ids, skip_special_tokens).unwrap_or_default();
-        };
-        let kept = ids.iter().filter(|id| !(skip_special_tokens && self.is_special(**id)));
-        let all: Vec<u8> = kept.flat_map(|&id| bytes.of(id)).copied().collect();
-        String::from_utf8(all).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        let Some(pieces) = &self.pieces else { return self.decode_by_crate(ids, skip_special_tokens) };
+        if skip_special_tokens {
+            pieces.decode(self.without_special(ids))
+        } else {
+            pieces.decode(ids.iter().copied())
+        }
     }
 
-    /// Text of `ids` in an answer: cleaned up where the tokenizer's configuration asks for it.
-    pub fn decode_answer(&self, ids: &[u32], skip_special_tokens: bool) -> String {
-        let text = self.decode(ids, skip_special_tokens);
+    /// Text of `ids` in the course of an answer, special tokens kept; cleaned up where the tokenizer's configuration
+    /// asks for it.
+    pub(super) fn decode_part(&self, ids: &[u32]) -> String {
+        self.clean_up(self.decode(ids, false))
+    }
+
+    /// Text of `ids` as a whole answer, special tokens left out; cleaned up where the tokenizer's configuration asks
+    /// for it. Of an end within a character only that character is lost.
+    pub(super) fn decode_whole(&self, ids: &[u32]) -> String {
+        self.clean_up(match &self.pieces {
+            Some(pieces) => pieces.decode_cut(self.without_special(ids)),
+            None => self.decode_by_crate(ids, true),
+        })
+    }
+
+    fn without_special(&self, ids: &[u32]) -> impl Iterator<Item = u32> {
+        ids.iter().copied().filter(|id| !self.is_special(*id))
+    }
+
+    /// Decoding fails for no ids that a model can produce; what cannot be decoded has no text.
+    fn decode_by_crate(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        guarded(|| self.inner.decode(ids, skip_special_tokens)).unwrap_or_default()
+    }
+
+    fn clean_up(&self, text: String) -> String {
         if self.cleans_up { clean_up(text) } else { text }
+    }
+
+    /// Whether the last of `ids` certainly completes no text of an answer: it has none, or leaves a character
+    /// incomplete.
+    pub(super) fn is_open(&self, ids: &[u32]) -> bool {
+        match &self.pieces {
+            Some(pieces) => pieces.is_open(ids),
+            None => self.decode(ids, false).ends_with(REPLACEMENT),
+        }
+    }
+
+    /// The first position at or before `at` that is not between the bytes of a character.
+    pub(super) fn character_start(&self, ids: &[u32], at: usize) -> usize {
+        self.pieces.as_ref().map_or(at, |pieces| pieces.character_start(ids, at))
     }
 
     /// Whether `id` is special: text of the protocol between model and program, not of the answer.
@@ -108,117 +162,107 @@ impl Tokenizer {
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
+
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
 }
 
-/// What the files beside `tokenizer.json` say; the more specific one first.
-struct Settings {
-    files: Vec<Value>,
-}
-
-impl Settings {
-    fn read(folder: &Path) -> Result<Settings> {
-        let mut files = Vec::new();
-        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
-            if let Some(text) = read(folder, name)? {
-                let broken = |error| Error::Checkpoint(format!("{name} is no JSON: {error}"));
-                files.push(serde_json::from_slice(&text).map_err(broken)?);
-            }
+impl Around {
+    /// What the post-processor of `tokenizer.json` adds: found by giving it an id that no vocabulary has.
+    fn of(inner: &Inner) -> tokenizers::Result<Around> {
+        const TEXT: u32 = u32::MAX;
+        let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_owned(), (0, 1))], 0);
+        let whole = inner.post_process(text, None, true)?;
+        let parts: Vec<&[u32]> = whole.get_ids().split(|id| *id == TEXT).collect();
+        match parts[..] {
+            [before, after] => Ok(Around { before: before.to_vec(), after: after.to_vec() }),
+            _ => Err("the post-processor does not keep the text as it is".into()),
         }
-        Ok(Settings { files })
     }
 
-    /// A token, written as a string or as an object with its `content`.
-    fn token(&self, key: &str) -> Option<String> {
-        let value = self.files.iter().find_map(|file| file.get(key).filter(|value| !value.is_null()))?;
-        let content = value.get("content").unwrap_or(value);
-        content.as_str().map(str::to_owned)
-    }
-
-    fn flag(&self, key: &str) -> Option<bool> {
-        self.files.iter().find_map(|file| file.get(key)?.as_bool())
-    }
-
-    /// Tokens that the configuration calls special are special, also where `tokenizer.json` forgot to say so.
-    fn mark_special(&self, inner: &mut Inner) -> Result<()> {
-        let named =
-            ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
-        let known: Vec<AddedToken> = (named.iter().filter_map(|key| self.token(key)))
-            .filter(|token| !token.is_empty() && inner.token_to_id(token).is_some())
-            .map(|token| AddedToken::from(token, true))
-            .collect();
-        let broken = |error| Error::Checkpoint(format!("the special tokens cannot be added: {error}"));
-        inner.add_special_tokens(known).map(drop).map_err(broken)
-    }
-
-    /// `add_bos_token` and `add_eos_token` go before what `tokenizer.json` adds, where they say otherwise.
-    fn patch_post_processor(&self, inner: &mut Inner) -> Result<()> {
-        let (wants_bos, wants_eos) = (self.flag("add_bos_token"), self.flag("add_eos_token"));
-        let special = |key| self.token(key).and_then(|token| Some((inner.token_to_id(&token)?, token)));
-        let (bos, eos) = (special("bos_token"), special("eos_token"));
-        let (before, after) = added_around(inner)?;
-        let has = |ids: &[u32], token: &Option<(u32, String)>| {
-            token.as_ref().is_some_and(|(id, _)| ids.contains(id))
-        };
-        let (has_bos, has_eos) = (has(&before, &bos), has(&after, &eos));
-        let (add_bos, add_eos) = (wants_bos.unwrap_or(has_bos), wants_eos.unwrap_or(has_eos));
-        if (add_bos, add_eos) == (has_bos, has_eos) {
-            return Ok(());
+    /// With the begin and end tokens that the settings ask for. Where they say nothing, `tokenizer.json` decides.
+    fn with(self, inner: &Inner, settings: &Settings) -> Around {
+        if settings.add_bos.is_none() && settings.add_eos.is_none() {
+            return self;
         }
-        let bos = bos.filter(|_| add_bos);
-        let eos = eos.filter(|_| add_eos);
-        let piece = |token: &Option<(u32, String)>| token.as_ref().map(|(_, token)| format!("{token}:0"));
-        let template: Vec<String> =
-            [piece(&bos), Some("$A:0".into()), piece(&eos)].into_iter().flatten().collect();
-        let broken = |error: String| Error::Checkpoint(format!("special tokens cannot be added: {error}"));
-        let special: Vec<(String, u32)> =
-            [bos, eos].into_iter().flatten().map(|(id, token)| (token, id)).collect();
-        let processor = TemplateProcessing::builder()
-            .try_single(template)
-            .map_err(broken)?
-            .special_tokens(special)
-            .build()
-            .map_err(|error| broken(error.to_string()))?;
-        inner.with_post_processor(Some(processor));
-        Ok(())
+        let id = |token: &Option<String>| token.as_deref().and_then(|token| inner.token_to_id(token));
+        let (bos, eos) = (id(&settings.bos), id(&settings.eos));
+        let is_in = |ids: &[u32], id: Option<u32>| id.is_some_and(|id| ids.contains(&id));
+        let add_bos = settings.add_bos.unwrap_or(is_in(&self.before, bos));
+        let add_eos = settings.add_eos.unwrap_or(is_in(&self.after, eos));
+        let only = |id: Option<u32>, wanted: bool| id.filter(|_| wanted).into_iter().collect();
+        Around { before: only(bos, add_bos), after: only(eos, add_eos) }
     }
 }
 
-/// What the post-processor puts around a text's ids.
-fn added_around(inner: &Inner) -> Result<(Vec<u32>, Vec<u32>)> {
-    let encode = |add_special_tokens| {
-        let encoded = inner.encode_fast("a", add_special_tokens);
-        let broken = |error| Error::Checkpoint(format!("tokenizer.json cannot encode: {error}"));
-        encoded.map(|encoding| encoding.get_ids().to_vec()).map_err(broken)
-    };
-    let (bare, whole) = (encode(false)?, encode(true)?);
-    let at = (0..=whole.len().saturating_sub(bare.len())).find(|&at| whole[at..].starts_with(&bare));
-    let at = at.ok_or_else(|| Error::Checkpoint("tokenizer.json rewrites a text's ids".into()))?;
-    Ok((whole[..at].to_vec(), whole[at + bare.len()..].to_vec()))
+/// Runs a call of the `tokenizers` crate, which indexes by what a file says: where that panics, the file's parts
+/// contradict each other, and the process lives on.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its parts contradict each other".to_owned()),
+    }
 }
 
-/// A file of the folder, if it is there.
-fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
-    let path = folder.join(name);
-    let unreadable = |error: std::io::Error| Error::Checkpoint(format!("{name} cannot be read: {error}"));
-    match fs::metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(error)),
-        Ok(found) if found.len() > MAX_FILE_BYTES => {
-            Err(Error::Checkpoint(format!("{name} has {} bytes, more than {MAX_FILE_BYTES}", found.len())))
+/// Tokens that the settings describe otherwise than `tokenizer.json`, or call special where it forgot to. Those
+/// without an id stay out: the model has no embedding for them.
+fn added_tokens(inner: &Inner, settings: &Settings) -> Vec<AddedToken> {
+    let mut tokens: Vec<AddedToken> = Vec::new();
+    for (id, token) in &settings.added {
+        if inner.token_to_id(&token.content) == Some(*id) {
+            let special = token.special || settings.special.contains(&token.content);
+            tokens.push(token.clone().special(special));
         }
-        Ok(_) => fs::read(&path).map(Some).map_err(unreadable),
     }
+    let known = inner.get_added_vocabulary().get_vocab();
+    for token in &settings.special {
+        let is_described = known.contains_key(token) || tokens.iter().any(|added| added.content == *token);
+        if !is_described && inner.token_to_id(token).is_some() {
+            tokens.push(AddedToken::from(token.as_str(), true));
+        }
+    }
+    tokens
+}
+
+/// `transformers` sets this flag of a byte-level pre-tokenizer from its own configuration, false by default.
+fn set_prefix_space(inner: &mut Inner, settings: &Settings) {
+    let Some(wanted) = settings.add_prefix_space else { return };
+    if let Some(PreTokenizerWrapper::ByteLevel(byte_level)) = inner.get_pre_tokenizer() {
+        let byte_level = byte_level.add_prefix_space(wanted);
+        inner.with_pre_tokenizer(Some(byte_level));
+    }
+}
+
+fn n_ids(inner: &Inner) -> Result<u32> {
+    let largest = inner.get_vocab(true).into_values().max();
+    match largest {
+        None => Err(Error::Checkpoint("tokenizer.json has no tokens".to_owned())),
+        Some(id) if id >= MAX_IDS => {
+            Err(Error::Checkpoint(format!("tokenizer.json has a token of id {id}, beyond {MAX_IDS}")))
+        }
+        Some(id) => Ok(id + 1),
+    }
+}
+
+/// Ids that decoding skips when told to skip special tokens.
+fn special_ids(inner: &Inner) -> BTreeSet<u32> {
+    let added = inner.get_added_vocabulary();
+    let ids = added.get_added_tokens_decoder().keys().copied();
+    ids.filter(|id| added.simple_id_to_token(*id).is_some_and(|token| added.is_special_token(&token)))
+        .collect()
 }
 
 fn no_tokenizer(folder: &Path) -> Error {
     let other = ["tokenizer.model", "qwen.tiktoken"].into_iter().find(|name| folder.join(name).exists());
     match other {
         Some(name) => Error::Unsupported(format!("the model has only {name}; a tokenizer.json is needed")),
-        None => Error::Checkpoint("the model has no tokenizer.json".into()),
+        None => Error::Checkpoint("the model has no tokenizer.json".to_owned()),
     }
 }
 
-/// `transformers`' `clean_up_tokenization`.
+/// English punctuation drawn to the word before it, in the order of `transformers`' `clean_up_tokenization`.
 fn clean_up(text: String) -> String {
     const CLEANED: [(&str, &str); 10] = [
         (" .", "."),

@@ -90,6 +90,9 @@ fn for_each_chunk(values: &mut [f32], width: usize, work: usize, each: impl Fn(u
 }
 
 impl Backend for Cpu {
+    const DEVICE: &'static str = "cpu";
+    const DTYPE: &'static str = "float32";
+
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
