@@ -1,5 +1,6 @@
 //! Attention over the slots of a lane.
 
+use super::matmul::{Kernel, widest};
 use super::rope_store::Kv;
 use super::step::Step;
 use super::sum::dot;
@@ -29,35 +30,57 @@ pub fn attend(heads: Heads, mask: Mask, step: &Step, qkv: &Tensor, kv: &Kv, out:
         let position = step.positions[token];
         let slots = &step.slots(token)[first_visible(mask, position)..=position as usize];
         let kv_head = head / (n_heads / kv_heads);
-        attend_one(query, slots, kv, kv_head * head_dim, out);
+        widest(Attend { query, slots, kv, offset: kv_head * head_dim, out });
     });
 }
 
-/// Softmax by blocks: the running maximum rescales what was summed before (Milakov and Gimelshein, arXiv 1805.02867).
-fn attend_one(query: &[f32], slots: &[u32], kv: &Kv, offset: usize, out: &mut [f32]) {
-    let head_dim = query.len();
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
-    let mut scores = [0f32; BLOCK];
-    out.fill(0.0);
-    for slots in slots.chunks(BLOCK) {
-        let scores = &mut scores[..slots.len()];
-        for (score, &slot) in scores.iter_mut().zip(slots) {
-            *score = scale * dot(query, &kv.keys[slot as usize * kv.width + offset..][..head_dim]);
+/// One query and the slots that it sees.
+struct Attend<'a> {
+    query: &'a [f32],
+    slots: &'a [u32],
+    kv: &'a Kv,
+    /// Where the KV head lies in a row of the cache.
+    offset: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Attend<'_> {
+    /// Softmax by blocks: the running maximum rescales what was summed before (Milakov and Gimelshein, arXiv
+    /// 1805.02867).
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Attend { query, slots, kv, offset, out } = self;
+        let head_dim = query.len();
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
+        let mut scores = [0f32; BLOCK];
+        out.fill(0.0);
+        for slots in slots.chunks(BLOCK) {
+            let scores = &mut scores[..slots.len()];
+            let mut new_max = max;
+            for (score, &slot) in scores.iter_mut().zip(slots) {
+                *score = scale * dot(query, &kv.keys[slot as usize * kv.width + offset..][..head_dim]);
+                new_max = new_max.max(*score);
+            }
+            let rescale = (max - new_max).exp();
+            if rescale != 1.0 {
+                sum *= rescale;
+                for out in out.iter_mut() {
+                    *out *= rescale;
+                }
+            }
+            max = new_max;
+            for (&score, &slot) in scores.iter().zip(slots) {
+                let weight = (score - max).exp();
+                sum += weight;
+                let value = &kv.values[slot as usize * kv.width + offset..][..head_dim];
+                for (out, value) in out.iter_mut().zip(value) {
+                    *out += weight * value;
+                }
+            }
         }
-        let new_max = scores.iter().fold(max, |max, &score| max.max(score));
-        let rescale = (max - new_max).exp();
-        if rescale != 1.0 {
-            sum *= rescale;
-            out.iter_mut().for_each(|out| *out *= rescale);
-        }
-        max = new_max;
-        for (&score, &slot) in scores.iter().zip(slots) {
-            let weight = (score - max).exp();
-            sum += weight;
-            let value = &kv.values[slot as usize * kv.width + offset..][..head_dim];
-            out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
+        for out in out.iter_mut() {
+            *out /= sum;
         }
     }
-    out.iter_mut().for_each(|out| *out /= sum);
 }

@@ -180,14 +180,11 @@ impl Product<'_> {
         const O: usize = 8;
         let mut column = columns.start;
         while column < columns.end {
-            let (dtype, first) = self.weight.row(column);
-            let rows: [(DType, &[u8]); O] = std::array::from_fn(|o| {
-                if column + o < columns.end { self.weight.row(column + o) } else { (dtype, first) }
-            });
-            // Parts of one layer may be stored in different dtypes; then rows go one by one.
-            let count = if rows.iter().all(|row| row.0 == dtype) { O.min(columns.end - column) } else { 1 };
-            let rows = rows.map(|row| if count == 1 { first } else { row.1 });
-            let sums = match dtype {
+            // Parts of one layer may be stored in different dtypes, so a block ends with its part.
+            let stored = self.weight.rows_from(column);
+            let count = O.min(columns.end - column).min(stored.count);
+            let rows: [&[u8]; O] = std::array::from_fn(|o| stored.get(if o < count { o } else { 0 }));
+            let sums = match stored.dtype {
                 DType::F32 => stored_tile::<F32, _, FUSED, O>(self.x(token), rows),
                 DType::F16 => stored_tile::<F16, _, FUSED, O>(self.x(token), rows),
                 DType::BF16 => stored_tile::<BF16, _, FUSED, O>(self.x(token), rows),
@@ -206,26 +203,47 @@ fn rows<'a, const O: usize>(
     std::array::from_fn(|o| row(column + o))
 }
 
-/// With the widest instructions that the machine is known to have. Their results differ from those without: a
-/// fused multiplication rounds once. Within one process it is always the same choice.
-fn run_task(product: &Product, task: usize) {
+/// Work whose every function is inlined into [`widest`], so that it is compiled for more than the oldest machines.
+/// Closures are compiled without the caller's instructions: loops stand in their place.
+pub trait Kernel {
+    /// Does it. `FUSED` says that a multiplication and an addition in one (which rounds once) cost one instruction.
+    fn run<const FUSED: bool>(self);
+}
+
+/// Runs a kernel with the widest instructions that the machine is known to have. Within one process that is always
+/// the same choice, so a kernel that fuses gives the same bits each time.
+#[inline]
+pub fn widest(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]
-        fn fused(product: &Product, task: usize) {
-            product.task::<true>(task);
+        fn fused(kernel: impl Kernel) {
+            kernel.run::<true>();
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: Both features were detected.
-            unsafe { fused(product, task) }
+            unsafe { fused(kernel) }
         } else {
-            product.task::<false>(task);
+            kernel.run::<false>();
         }
     }
     #[cfg(target_arch = "aarch64")]
-    product.task::<true>(task);
+    kernel.run::<true>();
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    product.task::<false>(task);
+    kernel.run::<false>();
+}
+
+/// One task of a product.
+struct Task<'a> {
+    product: &'a Product<'a>,
+    number: usize,
+}
+
+impl Kernel for Task<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        self.product.task::<FUSED>(self.number);
+    }
 }
 
 /// `out = x · weightᵀ + bias`, for `x` of `[tokens, in]` and `out` of `[tokens, out]`.
@@ -252,14 +270,12 @@ pub fn matmul(weight: &Weight, x: &[f32], out: &mut [f32]) -> Result<()> {
     let product = Product { weight, x, chunks, tokens, out };
     let tasks = weight.rows().div_ceil(PANEL) * tokens.div_ceil(BLOCK);
     let work = tokens * weight.rows() * weight.columns();
+    let run = |number| widest(Task { product: &product, number });
     if work < PARALLEL_FROM {
-        (0..tasks).for_each(|task| run_task(&product, task));
+        (0..tasks).for_each(run);
     } else {
         let tasks_of_one_thread = (PARALLEL_FROM / 4 / (work / tasks).max(1)).max(1);
-        (0..tasks)
-            .into_par_iter()
-            .with_min_len(tasks_of_one_thread)
-            .for_each(|task| run_task(&product, task));
+        (0..tasks).into_par_iter().with_min_len(tasks_of_one_thread).for_each(run);
     }
     Ok(())
 }
