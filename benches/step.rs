@@ -1,8 +1,8 @@
 //! One Decode when the forward pass costs nothing: what do engine, wire and detokenisation take?
 //!
-//! The executor answers at once with the tokens of a text. Three figures for each tokenizer and number of rows:
-//! the whole call, from a client on a thread of its own through the unix socket and back; the engine alone, asked
-//! through its handle; and the detokenisation of one token. `cargo bench --bench step`.
+//! The executor answers at once with the tokens of a text. For each tokenizer and number of rows: the whole call, from
+//! a client on a thread of its own through the unix socket and back; the engine alone, asked through its handle; and a
+//! call of Health, which asks nobody, for what the wire takes at least. `cargo bench --bench step`.
 
 #![allow(missing_docs)]
 
@@ -152,8 +152,8 @@ impl Times {
     }
 }
 
-/// Decodes through the socket, and then through the engine's handle.
-fn measure(server: &Runtime, client: &Runtime, tokenizer: &Arc<Tokenizer>, rows: usize) -> (Times, Times) {
+/// Decodes through the socket, decodes through the engine's handle, and calls of Health.
+fn measure(server: &Runtime, client: &Runtime, tokenizer: &Arc<Tokenizer>, rows: usize) -> [Times; 3] {
     let folder = tempfile::tempdir().unwrap();
     let shard = server.block_on(serve(&folder.path().join("s"), tokenizer));
     let engine = shard.engine().clone();
@@ -166,9 +166,10 @@ fn measure(server: &Runtime, client: &Runtime, tokenizer: &Arc<Tokenizer>, rows:
     let whole = Times::of(call);
     let id = BatchId { protocol: Protocol::V3, number: handle(1).id };
     let alone = Times::of(|| drop(client.block_on(engine.decode(vec![id])).unwrap()));
+    let empty = Times::of(|| drop(client.block_on(connection.health(v3::HealthRequest {})).unwrap()));
     drop(connection);
     server.block_on(shard.stop());
-    (whole, alone)
+    [whole, alone, empty]
 }
 
 /// Nanoseconds of a token: the median over texts.
@@ -188,23 +189,26 @@ fn main() {
     // As in the program: threads of the server's own; and a router, which is somewhere else.
     let server = Runtime::new().unwrap();
     let client = Builder::new_current_thread().enable_all().build().unwrap();
-    println!("Decode, µs: the whole call (median, 90th percentile, shortest) and the engine alone (median)");
     println!(
-        "{:<12}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}",
-        "tokenizer", "rows", "median", "p90", "min", "target", "engine"
+        "Decode, µs: the whole call (median, 90th percentile, shortest) and the engine alone and Health (median)"
+    );
+    println!(
+        "{:<12}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        "tokenizer", "rows", "median", "p90", "min", "target", "engine", "health"
     );
     for name in ["byte-level", "spm"] {
         let folder = support::fixture("tokenizers").join(name);
         let tokenizer = Arc::new(Tokenizer::load(&folder).unwrap());
         for rows in [1, 64, MAX_ROWS] {
-            let (whole, alone) = measure(&server, &client, &tokenizer, rows);
+            let [whole, alone, empty] = measure(&server, &client, &tokenizer, rows);
             println!(
-                "{name:<12}{rows:>6}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
+                "{name:<12}{rows:>6}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
                 whole.at(0.5),
                 whole.at(0.9),
                 whole.at(0.0),
                 target(rows).as_secs_f64() * 1e6,
                 alone.at(0.5),
+                empty.at(0.5),
             );
         }
         println!("{name:<12}detokenisation: {:.0} ns a token", detokenise(&tokenizer));

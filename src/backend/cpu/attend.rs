@@ -11,6 +11,9 @@ use crate::model::spec::Mask;
 /// Keys scored at once. Blocks begin at the first visible position, so they do not depend on how a prompt is cut.
 const BLOCK: usize = 64;
 
+/// Outputs that are summed at once: few enough to stay in registers.
+const GROUP: usize = 32;
+
 /// The first position that a query at `position` sees.
 fn first_visible(mask: Mask, position: u32) -> usize {
     match mask {
@@ -70,11 +73,18 @@ impl Kernel for Attend<'_> {
                 }
             }
             max = new_max;
-            for (&score, &slot) in scores.iter().zip(slots) {
-                let weight = (score - max).exp();
-                sum += weight;
-                let value = &kv.values[slot as usize * kv.width + offset..][..head_dim];
-                for (out, value) in out.iter_mut().zip(value) {
+            for score in scores.iter_mut() {
+                *score = (*score - max).exp();
+                sum += *score;
+            }
+            let (groups, rest) = out.as_chunks_mut::<GROUP>();
+            let n_grouped = groups.len() * GROUP;
+            for (group, out) in groups.iter_mut().enumerate() {
+                add_weighted(out, scores, slots, kv, offset + group * GROUP);
+            }
+            for (&weight, &slot) in scores.iter().zip(slots) {
+                let values = &kv.values[slot as usize * kv.width + offset + n_grouped..];
+                for (out, value) in rest.iter_mut().zip(values) {
                     *out += weight * value;
                 }
             }
@@ -83,4 +93,17 @@ impl Kernel for Attend<'_> {
             *out /= sum;
         }
     }
+}
+
+/// Adds the weighted values of all slots to some of the outputs.
+#[inline(always)]
+fn add_weighted(out: &mut [f32; GROUP], weights: &[f32], slots: &[u32], kv: &Kv, offset: usize) {
+    let mut sums = *out;
+    for (&weight, &slot) in weights.iter().zip(slots) {
+        let values = &kv.values[slot as usize * kv.width + offset..][..GROUP];
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += weight * value;
+        }
+    }
+    *out = sums;
 }

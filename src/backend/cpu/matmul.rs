@@ -19,8 +19,9 @@ use crate::model::checkpoint::DType;
 const PANEL: usize = 24;
 /// Rows of `x` of a task.
 const BLOCK: usize = 64;
-/// From this many rows on, widening a panel pays.
-const WIDEN_FROM: usize = 4;
+/// From this many rows on, widening a panel first pays: below, its stores cost more than widening anew for every few
+/// rows, while the next weights are on their way.
+const WIDEN_FROM: usize = 32;
 
 /// `T` rows of `x` times `O` rows of weights, all widened and padded to whole chunks.
 #[inline(always)]
@@ -41,27 +42,34 @@ fn tile<const FUSED: bool, const T: usize, const O: usize>(
     sums.map(|sums| sums.map(tree))
 }
 
-/// One row of `x` times `O` stored rows.
+/// `T` rows of `x` times `O` stored rows, widened as they are read.
 #[inline(always)]
-fn stored_tile<S: Stored<BYTES>, const BYTES: usize, const FUSED: bool, const O: usize>(
-    x: &[[f32; LANES]],
+fn stored_tile<S: Stored<BYTES>, const BYTES: usize, const FUSED: bool, const T: usize, const O: usize>(
+    x: [&[[f32; LANES]]; T],
     rows: [&[u8]; O],
-) -> [f32; O] {
+) -> [[f32; O]; T] {
     let rows = rows.map(|row| row.as_chunks::<BYTES>());
     let n = rows[0].0.len();
     let chunks = rows.map(|(chunks, _)| &chunks[..n]);
-    let mut sums = [[0f32; LANES]; O];
-    for (chunk, x) in x[..n].iter().enumerate() {
+    let whole = x.map(|x| &x[..n]);
+    let mut sums = [[[0f32; LANES]; O]; T];
+    for chunk in 0..n {
         for o in 0..O {
-            multiply_add::<FUSED>(&mut sums[o], x, &S::widen(&chunks[o][chunk]));
+            let weights = S::widen(&chunks[o][chunk]);
+            for t in 0..T {
+                multiply_add::<FUSED>(&mut sums[t][o], &whole[t][chunk], &weights);
+            }
         }
     }
-    if let Some(x) = x.get(n) {
+    if x[0].len() > n {
         for o in 0..O {
-            multiply_add::<FUSED>(&mut sums[o], x, &S::widen(&pad(rows[o].1)));
+            let weights = S::widen(&pad(rows[o].1));
+            for t in 0..T {
+                multiply_add::<FUSED>(&mut sums[t][o], &x[t][n], &weights);
+            }
         }
     }
-    sums.map(tree)
+    sums.map(|sums| sums.map(tree))
 }
 
 #[inline(always)]
@@ -117,9 +125,15 @@ impl Product<'_> {
         let columns = task % panels * PANEL..(task % panels * PANEL + PANEL).min(self.weight.rows());
         let tokens = task / panels * BLOCK..(task / panels * BLOCK + BLOCK).min(self.tokens);
         if tokens.len() < WIDEN_FROM {
-            // A loop, as the bodies of closures are compiled without the caller's instructions.
-            for token in tokens {
-                self.stored::<FUSED>(token, columns.clone());
+            let mut token = tokens.start;
+            while token < tokens.end {
+                if tokens.end - token >= 4 {
+                    self.stored::<FUSED, 4, 2>(token, columns.clone());
+                    token += 4;
+                } else {
+                    self.stored::<FUSED, 1, 8>(token, columns.clone());
+                    token += 1;
+                }
             }
         } else {
             self.widened::<FUSED>(tokens, columns);
@@ -175,9 +189,14 @@ impl Product<'_> {
         }
     }
 
+    /// `T` tokens from `token` on, `O` columns at a time.
     #[inline(always)]
-    fn stored<const FUSED: bool>(&self, token: usize, columns: std::ops::Range<usize>) {
-        const O: usize = 8;
+    fn stored<const FUSED: bool, const T: usize, const O: usize>(
+        &self,
+        token: usize,
+        columns: std::ops::Range<usize>,
+    ) {
+        let x: [_; T] = self.xs(token);
         let mut column = columns.start;
         while column < columns.end {
             // Parts of one layer may be stored in different dtypes, so a block ends with its part.
@@ -185,11 +204,15 @@ impl Product<'_> {
             let count = O.min(columns.end - column).min(stored.count);
             let rows: [&[u8]; O] = std::array::from_fn(|o| stored.get(if o < count { o } else { 0 }));
             let sums = match stored.dtype {
-                DType::F32 => stored_tile::<F32, _, FUSED, O>(self.x(token), rows),
-                DType::F16 => stored_tile::<F16, _, FUSED, O>(self.x(token), rows),
-                DType::BF16 => stored_tile::<BF16, _, FUSED, O>(self.x(token), rows),
+                DType::F32 => stored_tile::<F32, _, FUSED, T, O>(x, rows),
+                DType::F16 => stored_tile::<F16, _, FUSED, T, O>(x, rows),
+                DType::BF16 => stored_tile::<BF16, _, FUSED, T, O>(x, rows),
             };
-            sums.iter().take(count).enumerate().for_each(|(o, &sum)| self.put(token, column + o, sum));
+            for (t, sums) in sums.iter().enumerate() {
+                for (o, &sum) in sums.iter().take(count).enumerate() {
+                    self.put(token + t, column + o, sum);
+                }
+            }
             column += count;
         }
     }
