@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 pub use shard::{Role, ShardConfig};
-pub use source::ModelSource;
+pub use source::{ModelSource, WeightFiles};
 
 use crate::cli::{DownloadArgs, GenerateArgs, InspectArgs, LogArgs, ServeArgs, SocketArgs};
 

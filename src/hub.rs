@@ -12,7 +12,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
 
-use crate::config::ModelSource;
+use crate::config::{ModelSource, WeightFiles};
 use crate::error::{Error, Result};
 
 const CONFIG_FILE: &str = "config.json";
@@ -61,9 +61,14 @@ pub fn locate(source: &ModelSource, progress: &mut dyn FnMut(Download<'_>)) -> R
         check_revision(revision)?;
         Hub::new(source)?.locate(&source.name, revision, progress)?
     };
-    let weights = source.weights_override.clone().unwrap_or_else(|| folder.clone());
+    let weights = match &source.weights {
+        WeightFiles::In(elsewhere) => elsewhere.clone(),
+        WeightFiles::Beside | WeightFiles::NotNeeded => folder.clone(),
+    };
     check_config(&folder)?;
-    check_weights(&weights)?;
+    if source.weights != WeightFiles::NotNeeded {
+        check_weights(&weights)?;
+    }
     Ok(Located { folder, weights, notice })
 }
 
@@ -74,7 +79,7 @@ struct Hub {
     endpoint: Option<String>,
     /// The network must not be asked.
     offline: bool,
-    /// Weights lie elsewhere, so none are fetched.
+    /// Weights lie elsewhere, or are not needed, so none are fetched.
     without_weights: bool,
 }
 
@@ -85,7 +90,7 @@ impl Hub {
             Error::Invalid("there is no home directory to keep the hub's files in; set HF_HOME".to_owned())
         })?;
         let endpoint = source.endpoint.as_ref().map(|endpoint| endpoint.trim_end_matches('/').to_owned());
-        let (token, without_weights) = (source.token.clone(), source.weights_override.is_some());
+        let (token, without_weights) = (source.token.clone(), source.weights != WeightFiles::Beside);
         Ok(Hub { cache, token, endpoint, offline: source.offline, without_weights })
     }
 

@@ -38,7 +38,9 @@ impl Shard {
         let endpoint =
             Endpoint::from_shared(endpoint_of(url)?).with_context(|| format!("{url} is no address"))?;
         let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
-        let channel = channel.with_context(|| format!("no shard listens at {url}"))?;
+        // The errors between say the same, or nothing.
+        let why = |error| anyhow!("no shard listens at {url}: {}", anyhow::Error::from(error).root_cause());
+        let channel = channel.map_err(why)?;
         let client = TextGenerationServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         Ok(Shard { client })
     }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    Device, Dtype, LoadFormat, ModelSource, Refusal, RopeOverride, RopeScalingKind, refuse, seconds,
+    Device, Dtype, LoadFormat, ModelSource, Refusal, RopeOverride, RopeScalingKind, WeightFiles, refuse,
+    seconds,
 };
 use crate::backend::step::Watermark;
-use crate::cli::ShardArgs;
+use crate::cli::{HubArgs, ShardArgs};
 
 /// Which process this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,
             step_timeout: seconds("--step-timeout", args.step_timeout)?,
-            source: ModelSource::new(model, args.hub)?,
+            source: source(model, args.hub, args.load_format)?,
             role,
             world_size,
             dtype: args.dtype,
@@ -192,6 +193,14 @@ fn role(args: &ShardArgs) -> Result<(Role, usize), Refusal> {
         ));
     }
     Ok((if rank == 0 { Role::Leader } else { Role::Follower { rank } }, world_size))
+}
+
+fn source(model: Option<String>, hub: HubArgs, format: LoadFormat) -> Result<ModelSource, Refusal> {
+    let mut source = ModelSource::new(model, hub)?;
+    if format == LoadFormat::Dummy {
+        source.weights = WeightFiles::NotNeeded;
+    }
+    Ok(source)
 }
 
 fn rope(args: &ShardArgs) -> Result<Option<RopeOverride>, Refusal> {

@@ -6,6 +6,17 @@ use std::path::{Path, PathBuf};
 use super::Refusal;
 use crate::cli::HubArgs;
 
+/// Where a model's weights are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WeightFiles {
+    /// With its other files.
+    Beside,
+    /// In a folder of their own, which the operator named.
+    In(PathBuf),
+    /// Nowhere: random ones are made.
+    NotNeeded,
+}
+
 /// Where a model's files are found.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ModelSource {
@@ -19,8 +30,8 @@ pub struct ModelSource {
     pub cache: Option<PathBuf>,
     /// A mirror of the hub.
     pub endpoint: Option<String>,
-    /// A folder of weights that goes before the others.
-    pub weights_override: Option<PathBuf>,
+    /// Where its weights are.
+    pub weights: WeightFiles,
     /// Whether the network must not be asked.
     pub offline: bool,
 }
@@ -33,7 +44,7 @@ impl fmt::Debug for ModelSource {
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("cache", &self.cache)
             .field("endpoint", &self.endpoint)
-            .field("weights_override", &self.weights_override)
+            .field("weights", &self.weights)
             .field("offline", &self.offline)
             .finish()
     }
@@ -53,7 +64,7 @@ impl ModelSource {
             token: given(hub.hf_token).or(given(hub.hf_api_token)),
             cache,
             endpoint: given(hub.hf_endpoint),
-            weights_override: hub.weights_cache_override,
+            weights: hub.weights_cache_override.map_or(WeightFiles::Beside, WeightFiles::In),
             offline: hub.hf_hub_offline,
         })
     }

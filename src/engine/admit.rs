@@ -37,6 +37,7 @@ impl Engine {
         }
         let mut admitted = Admitted { requests: Vec::new(), refusals: Vec::new(), is_own: false };
         let mut first_error = None;
+        let mut refused = Vec::new();
         for Arrival { id, prepared } in arrivals {
             let is_own = prepared.as_ref().is_ok_and(|prepared| places_itself(id, prepared));
             match prepared.and_then(|prepared| self.admit_one(id, prepared)) {
@@ -45,7 +46,7 @@ impl Engine {
                     admitted.is_own |= is_own;
                 }
                 Err(error) => {
-                    self.notices.push(format!("request {id} was refused: {error}"));
+                    refused.push(format!("request {id} was refused: {error}"));
                     admitted.refusals.push(refusal(id, &error, self.stand_in_token()));
                     first_error.get_or_insert(error);
                 }
@@ -53,7 +54,11 @@ impl Engine {
         }
         match first_error {
             Some(error) if admitted.requests.is_empty() && merge.is_none() => Err(error),
-            _ => Ok(admitted),
+            _ => {
+                // A call that fails says so itself.
+                self.notices.append(&mut refused);
+                Ok(admitted)
+            }
         }
     }
 

@@ -24,7 +24,7 @@ fn source(cache: &Path, name: &str, revision: Option<&str>) -> ModelSource {
         token: Some("secret".to_owned()),
         cache: Some(cache.to_owned()),
         endpoint: None,
-        weights_override: None,
+        weights: WeightFiles::Beside,
         offline: true,
     }
 }
@@ -208,7 +208,7 @@ fn weights_may_lie_elsewhere() {
     let source = ModelSource {
         endpoint: Some(remote.endpoint.clone()),
         offline: false,
-        weights_override: Some(elsewhere.clone()),
+        weights: WeightFiles::In(elsewhere.clone()),
         ..source(cache.path(), "org/name", None)
     };
     write(&elsewhere, &[]);
@@ -216,5 +216,7 @@ fn weights_may_lie_elsewhere() {
     write(&elsewhere, &[("model.safetensors", "own")]);
     let found = locate(&source, &mut |_| ()).unwrap();
     assert_eq!(found.weights, elsewhere);
+    let source = ModelSource { weights: WeightFiles::NotNeeded, ..source };
+    let found = locate(&source, &mut |_| ()).expect("random weights need no files");
     assert!(!found.folder.join("model.safetensors").exists());
 }

@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 
 /// Most alternatives reported for a token, so that an answer stays small.
 const MAX_TOP_N: u32 = 100;
+/// Largest penalty; its inverse is the smallest that divides. Beyond, a finite logit could become infinite.
+const MAX_PENALTY: f32 = 1e4;
 
 /// Parameters as they came over the wire.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,9 +23,9 @@ pub struct RawSampling {
     pub do_sample: bool,
     /// Of the draw.
     pub seed: u64,
-    /// Finite, above 0; neutral 1.
+    /// Above 0, from 1e-4 to 1e4; neutral 1.
     pub repetition_penalty: f32,
-    /// Finite; neutral 0.
+    /// From −1e4 to 1e4; neutral 0.
     pub frequency_penalty: f32,
     /// Asks for the watermark.
     pub watermark: bool,
@@ -47,13 +49,17 @@ impl RawSampling {
     /// # Errors
     /// [`Error::Invalid`] naming the parameter, its value and what it may be.
     pub fn validate(&self, limits: Limits) -> Result<SamplingParams> {
-        positive("temperature", self.temperature)?;
-        positive("repetition_penalty", self.repetition_penalty)?;
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return refuse("temperature", self.temperature, "a finite number above 0 (neutral 1)");
+        }
+        if !(1.0 / MAX_PENALTY..=MAX_PENALTY).contains(&self.repetition_penalty) {
+            return refuse("repetition_penalty", self.repetition_penalty, "from 0.0001 to 10000 (neutral 1)");
+        }
+        if !(-MAX_PENALTY..=MAX_PENALTY).contains(&self.frequency_penalty) {
+            return refuse("frequency_penalty", self.frequency_penalty, "from -10000 to 10000 (neutral 0)");
+        }
         share("top_p", self.top_p)?;
         share("typical_p", self.typical_p)?;
-        if !self.frequency_penalty.is_finite() {
-            return refuse("frequency_penalty", self.frequency_penalty, "a finite number (neutral 0)");
-        }
         let draws = self.do_sample
             || self.temperature != 1.0
             || self.top_k != 0
@@ -71,13 +77,6 @@ impl RawSampling {
             top_n: self.top_n.min(limits.vocab).min(MAX_TOP_N),
         })
     }
-}
-
-fn positive(name: &str, value: f32) -> Result<()> {
-    if value.is_finite() && value > 0.0 {
-        return Ok(());
-    }
-    refuse(name, value, "a finite number above 0 (neutral 1)")
 }
 
 fn share(name: &str, value: f32) -> Result<()> {
@@ -148,7 +147,13 @@ mod tests {
             }
         }
         assert!(RawSampling { top_p: 1.01, ..NEUTRAL }.validate(LIMITS).is_err());
-        assert!(RawSampling { frequency_penalty: f32::NAN, ..NEUTRAL }.validate(LIMITS).is_err());
+        for value in [f32::NAN, f32::INFINITY, -3e38] {
+            assert!(RawSampling { frequency_penalty: value, ..NEUTRAL }.validate(LIMITS).is_err());
+        }
+        for value in [1e-30, 1e30] {
+            assert!(RawSampling { repetition_penalty: value, ..NEUTRAL }.validate(LIMITS).is_err());
+            assert!(RawSampling { temperature: value, ..NEUTRAL }.validate(LIMITS).is_ok());
+        }
         assert!(RawSampling { frequency_penalty: -2.0, ..NEUTRAL }.validate(LIMITS).is_ok());
     }
 

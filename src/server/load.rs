@@ -131,9 +131,10 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
 fn tell(plan: &LoadPlan, own_slots: u32) {
     plan.model.notes.iter().for_each(|note| tracing::info!("{note}"));
     tracing::info!(
-        "{}: {:.1} M parameters, a pool of {} slots ({} MiB), {own_slots} of them for requests without slots",
+        "{}: {:.1} M parameters in {}, a pool of {} slots ({} MiB), {own_slots} of them for requests without slots",
         plan.model.spec.family,
         plan.memory.n_parameters as f64 / 1e6,
+        plan.weights.dtype().name(),
         plan.n_slots,
         plan.memory.rank_kv_bytes >> 20,
     );
