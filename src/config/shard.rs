@@ -73,23 +73,9 @@ impl ShardConfig {
         if args.max_lanes == 0 || args.max_batch_prefill_tokens == 0 {
             return refuse("--max-lanes and --max-batch-prefill-tokens must be at least 1");
         }
-        let max_step_tokens = args
-            .max_step_tokens
-            .unwrap_or_else(|| args.max_batch_prefill_tokens.saturating_add(args.max_lanes));
-        if max_step_tokens < args.max_lanes {
-            return refuse(format!(
-                "--max-step-tokens {max_step_tokens} is less than one token for each of {} lanes",
-                args.max_lanes
-            ));
-        }
-        if let Some(pool) = args.pool_tokens.filter(|pool| *pool < 2) {
-            return refuse(format!("--pool-tokens {pool} leaves no slot beside slot 0"));
-        }
-        if let (Some(own), Some(pool)) = (args.own_slots, args.pool_tokens)
-            && own >= pool
-        {
-            return refuse(format!("--own-slots {own} leaves nothing of --pool-tokens {pool}"));
-        }
+        let max_step_tokens = args.max_step_tokens.unwrap_or_else(|| {
+            args.max_batch_prefill_tokens.saturating_add(args.max_lanes).saturating_add(1)
+        });
         Ok(ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,

@@ -185,11 +185,13 @@ fn serve<B: Backend>(
     to_run: &Receiver<Arc<StepInput>>,
     done: &SyncSender<Result<StepOutput>>,
 ) {
-    let Load { backend, shard, spec, parts, options } = load;
+    let Load { mut backend, shard, spec, parts, options } = load;
     // Nobody listens any more once another rank has failed; then the channel of steps is closed too.
     let report = |bytes| drop(news.send(News::Loaded { bytes }));
-    let loaded =
-        backend.supports(&spec).and_then(|()| Rank::load(backend, shard, &spec, &*parts, options, &report));
+    let loaded = backend
+        .attach()
+        .and_then(|()| backend.supports(&spec))
+        .and_then(|()| Rank::load(backend, shard, &spec, &*parts, options, &report));
     let mut rank = match loaded {
         Ok((rank, weight_bytes)) => {
             drop(news.send(News::Ready { weight_bytes }));
