@@ -1,4 +1,4 @@
-//! Batches on own slots whose caller is gone: dropped after a time, or sooner where slots run short, and told.
+//! Batches on own slots whose caller is gone: dropped after a time, or sooner where slots or lanes run short, and told.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -84,7 +84,10 @@ fn what_nobody_asks_for_is_dropped_after_the_time_and_told() {
     assert_eq!(caller.stats().n_leased, 0);
     assert!(is_gone(caller.decode(1)));
     let told = caller.own(2, 20).unwrap().notices;
-    assert_eq!(told, ["batch 1 with 1 requests was dropped: nobody asked for it in 20ms"]);
+    assert_eq!(
+        told,
+        ["batch 1 with 1 requests was dropped: it is on own slots, and nobody asked for it in 20ms"]
+    );
 }
 
 #[test]
@@ -97,9 +100,10 @@ fn what_somebody_asks_for_in_time_stays() {
     assert_eq!(caller.stats().n_batches, 2);
 }
 
-/// A router frees its slots itself, by FilterBatch and ClearCache: its batches have all the time they want.
+/// A router frees its slots itself, by FilterBatch and ClearCache: its batches have all the time they want while there
+/// are lanes.
 #[test]
-fn a_routers_batch_is_never_abandoned() {
+fn a_routers_batch_is_not_abandoned() {
     let caller = Caller::new(Duration::ZERO, Duration::ZERO);
     let placement = Placement::Router { slots: (1..40).collect(), cache_len: 0 };
     caller.prefill(1, 30, placement).unwrap();
@@ -120,7 +124,7 @@ fn when_own_slots_run_short_the_batch_asked_for_longest_ago_goes() {
     }
     caller.decode(1).unwrap();
     let told = caller.own(4, 60).unwrap().notices;
-    let gone = "batch 2 with 1 requests was dropped: own slots ran short, and nobody asked for it in 0ns";
+    let gone = "batch 2 with 1 requests was dropped: slots ran short, and nobody asked for it in 0ns";
     assert_eq!(told, [gone]);
     assert!(is_gone(caller.decode(2)));
     // The one after it in age, and then all of them for one that needs all.
@@ -128,6 +132,35 @@ fn when_own_slots_run_short_the_batch_asked_for_longest_ago_goes() {
     assert!(is_gone(caller.decode(3)));
     assert_eq!(caller.own(6, 240).unwrap().notices.len(), 3);
     assert_eq!(caller.stats().n_batches, 1);
+}
+
+#[test]
+fn when_lanes_run_short_the_batch_asked_for_longest_ago_goes() {
+    let caller = Caller::new(NEVER, Duration::ZERO);
+    // One of the eight lanes is a probe's.
+    for number in 1..=7 {
+        caller.own(number, 14).unwrap();
+    }
+    caller.decode(1).unwrap();
+    let answer = caller.own(8, 14).unwrap();
+    let gone = "batch 2 with 1 requests was dropped: lanes ran short, and nobody asked for it in 0ns";
+    assert_eq!((answer.notices.as_slice(), answer.generations.len()), ([gone.to_owned()].as_slice(), 1));
+    assert!(is_gone(caller.decode(2)));
+}
+
+/// A router that died holds lanes until nobody has asked for its batches in the longer of the two times.
+#[test]
+fn a_routers_batch_goes_for_a_lane_when_its_time_is_over() {
+    for (abandoned_after, goes) in [(Duration::ZERO, true), (NEVER, false)] {
+        let caller = Caller::new(abandoned_after, Duration::ZERO);
+        for number in 1..=8 {
+            let first = 1 + 20 * number as u32;
+            let placement = Placement::Router { slots: (first..first + 20).collect(), cache_len: 0 };
+            let answer = caller.prefill(number, 14, placement).unwrap();
+            assert_eq!(answer.generations.len(), usize::from(number < 8 || goes), "batch {number}");
+        }
+        assert_eq!(is_gone(caller.decode(1)), goes);
+    }
 }
 
 #[test]

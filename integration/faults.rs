@@ -22,7 +22,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Faulty;
-use crate::support::executor::Around;
+use crate::support::executor::around;
 use crate::support::fixture;
 use crate::support::shard::{Collected, TestShard, channel, decode, on_slots, prefill, request, run_to_end};
 
@@ -55,15 +55,15 @@ async fn until_standard_health(shard: &TestShard, status: ServingStatus) {
 #[tokio::test]
 async fn a_hanging_step_is_red_until_it_ends() {
     let (release, released) = mpsc::channel::<()>();
-    let around = move |executor| {
-        Around::new(executor, move |step| {
+    let faulty = move |executor| {
+        around(executor, move |step| {
             if step == 2 {
                 released.recv().unwrap();
             }
             Ok(())
         })
     };
-    let mut shard = TestShard::start_around(&fixture("llama"), &["--step-timeout", "0.05"], around).await;
+    let mut shard = TestShard::start_around(&fixture("llama"), &["--step-timeout", "0.05"], faulty).await;
     shard.client.prefill(prefill(1, vec![request(1, LONG, 3)], None)).await.unwrap();
     shard.client.health(v3::HealthRequest {}).await.unwrap();
     let mut other = shard.connect().await;
@@ -87,13 +87,13 @@ async fn a_hanging_step_is_red_until_it_ends() {
 
 #[tokio::test]
 async fn a_panicking_engine_is_told_and_given_up() {
-    let around = |executor| {
-        Around::new(executor, |step| {
+    let faulty = |executor| {
+        around(executor, |step| {
             assert_ne!(step, 2, "on purpose");
             Ok(())
         })
     };
-    let mut shard = TestShard::start_around(&fixture("llama"), &[], around).await;
+    let mut shard = TestShard::start_around(&fixture("llama"), &[], faulty).await;
     shard.client.prefill(prefill(1, vec![request(1, LONG, 5)], None)).await.unwrap();
     // Queued behind the step that panics: told the same.
     let (mut second, mut third) = (shard.connect().await, shard.connect().await);
@@ -165,10 +165,10 @@ async fn a_rank_that_fails_takes_the_world_along_and_says_which() {
                 Failure::Panics => format!("rank {rank} panicked: on purpose"),
                 Failure::Errs => format!("rank {rank} failed: out of paper"),
             };
-            let around = move |executor: Box<dyn Executor>| -> Box<dyn Executor> {
+            let faulty = move |executor: Box<dyn Executor>| -> Box<dyn Executor> {
                 Box::new(failing_world(&*executor, n_ranks, rank, failure))
             };
-            let mut shard = TestShard::start_around(&fixture("llama"), &[], around).await;
+            let mut shard = TestShard::start_around(&fixture("llama"), &[], faulty).await;
             let mut call = prefill(1, vec![request(1, LONG, 5)], None);
             shard.client.prefill(call.clone()).await.unwrap();
             let status = shard.client.decode(decode(&[1])).await.unwrap_err();
@@ -189,13 +189,13 @@ async fn a_rank_that_fails_takes_the_world_along_and_says_which() {
 
 /// A shard whose steps of these numbers fail, after they have run.
 async fn failing_at(steps: &'static [u64], flags: &[&str]) -> TestShard {
-    let around = |executor| {
-        Around::new(executor, |step| match steps.contains(&step) {
+    let faulty = |executor| {
+        around(executor, |step| match steps.contains(&step) {
             true => Err(Error::Device(format!("step {step} failed on purpose"))),
             false => Ok(()),
         })
     };
-    TestShard::start_around(&fixture("llama"), flags, around).await
+    TestShard::start_around(&fixture("llama"), flags, faulty).await
 }
 
 /// A request's tokens on a shard without faults.
@@ -304,8 +304,8 @@ async fn a_failed_step_of_two_batches_drops_both_and_a_third_goes_on() {
 async fn failures_in_a_row_leak_nothing() {
     let n_failed = Arc::new(AtomicU64::new(0));
     let counted = n_failed.clone();
-    let around = |executor| {
-        Around::new(executor, move |step| match step % 3 {
+    let faulty = |executor| {
+        around(executor, move |step| match step % 3 {
             0 => {
                 counted.fetch_add(1, Ordering::Relaxed);
                 Err(Error::Device("every third step fails".into()))
@@ -314,7 +314,7 @@ async fn failures_in_a_row_leak_nothing() {
         })
     };
     let flags = ["--max-lanes", "4", "--pool-tokens", "600", "--own-slots", "300"];
-    let mut shard = TestShard::start_around(&fixture("llama"), &flags, around).await;
+    let mut shard = TestShard::start_around(&fixture("llama"), &flags, faulty).await;
     let mut n_served = 0;
     for id in 0..60 {
         let requests = (0..3).map(|index| request(10 * id + index, LONG, 2)).collect();

@@ -26,6 +26,10 @@ impl Backend for Faulty {
     type Kv = Kv;
     type Step = Step;
 
+    fn attach(&mut self) -> Result<()> {
+        self.inner.attach()
+    }
+
     fn supports(&self, spec: &DecoderSpec) -> Result<()> {
         self.inner.supports(spec)
     }

@@ -4,18 +4,17 @@ use kvshard::backend::step::{StepInput, StepOutput};
 use kvshard::error::Result;
 use kvshard::model::executor::{Executor, ModelInfo};
 
-/// Runs every step as the executor inside does; then `after` hears its number, counted from 1, and may wait, panic,
-/// or fail it.
-pub struct Around<F> {
+/// Runs every step as the executor inside does; then `after` hears its number, counted from 1, and may wait, panic, or
+/// fail it.
+struct Around<F> {
     inner: Box<dyn Executor>,
     after: F,
     n_steps: u64,
 }
 
-impl<F: FnMut(u64) -> Result<()> + 'static> Around<F> {
-    pub fn new(inner: Box<dyn Executor>, after: F) -> Box<dyn Executor> {
-        Box::new(Around { inner, after, n_steps: 0 })
-    }
+/// Puts `after` around an executor.
+pub fn around(inner: Box<dyn Executor>, after: impl FnMut(u64) -> Result<()> + 'static) -> Box<dyn Executor> {
+    Box::new(Around { inner, after, n_steps: 0 })
 }
 
 impl<F: FnMut(u64) -> Result<()>> Executor for Around<F> {
