@@ -136,6 +136,13 @@ impl Router {
         }
     }
 
+    /// Shows the shard that a router is there, so that it lends nobody the router's slots.
+    fn attach(&mut self) {
+        let request =
+            NewRequest { text: 0, len: 1, max_new_tokens: 1, own: false, false_claim: 0, chunk: None };
+        self.prefill(vec![request], None);
+    }
+
     fn all_slots() -> VecDeque<u32> {
         (1..OPTIONS.n_slots - OPTIONS.own_slots).collect()
     }
@@ -158,6 +165,7 @@ impl Router {
                 }
                 self.cached.clear();
                 self.free = Self::all_slots();
+                self.attach();
             }
         }
     }
@@ -365,6 +373,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 fn drive(subject: Subject, actions: Vec<Action>) {
     let oracle = Oracle::open(&fixture(subject.fixture));
     let mut router = Router::new(subject);
+    router.attach();
     actions.into_iter().for_each(|action| router.act(action));
     router.finish(&oracle);
 }
