@@ -157,6 +157,31 @@ async fn a_fully_cached_prompt_may_be_shared_by_live_requests() {
     shard.finish().await;
 }
 
+/// A router that counts more tokens than the shard believes slots to be shared that lie behind the prompt's end here.
+#[tokio::test]
+async fn a_claim_beyond_the_prompt_spares_the_live_request_that_it_points_at() {
+    let mut shard = TestShard::start("llama", &[]).await;
+    let alone = run_to_end(&mut shard.client, 0, vec![request(0, LONG, 8)]).await;
+    let cut = LONG.len() / 2;
+    let half_alone = run_to_end(&mut shard.client, 0, vec![request(0, &LONG[..cut], 8)]).await;
+    let first = prefill(1, vec![on_slots(request(1, LONG, 8), 1..200)], None);
+    let mut answer = shard.client.prefill(first).await.unwrap().into_inner();
+    let (mut live, mut half) = (Collected::default(), Collected::default());
+    live.add(1, &answer.generations);
+    let mut claimed = on_slots(request(2, &LONG[..cut], 8), (1..50).chain(300..500));
+    claimed.cache_len = 49;
+    answer = shard.client.prefill(prefill(2, vec![claimed], Some(1))).await.unwrap().into_inner();
+    loop {
+        live.add(1, &answer.generations);
+        half.add(2, &answer.generations);
+        let Some(batch) = answer.batch else { break };
+        let next = shard.client.decode(decode(&[batch.id])).await.unwrap().into_inner();
+        (answer.generations, answer.batch) = (next.generations, next.batch);
+    }
+    assert_eq!(([live], [half]), ([alone[0].clone()], [half_alone[0].clone()]));
+    shard.finish().await;
+}
+
 /// How many of 200 − 1 slots a request for 8 tokens after `text` leaves unused.
 async fn count_unused(shard: &mut TestShard, text: &str) -> u32 {
     let call = prefill(90, vec![on_slots(request(90, text, 8), 700..899)], None);

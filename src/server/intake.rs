@@ -218,10 +218,10 @@ fn place(draft: &RequestDraft, prompt_len: u32, max_new_tokens: u32) -> Result<(
     if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(Error::Invalid(format!("slot {} is there twice", pair[0])));
     }
-    let cache_len = draft.cache_len.min(prompt_len - 1);
-    let rest = prompt_len - cache_len;
+    let rest = prompt_len - draft.cache_len.min(prompt_len - 1);
     let chunk_len = draft.chunk_len.filter(|len| (1..rest).contains(len));
-    Ok((Placement::Router { slots: draft.slots.clone(), cache_len }, chunk_len))
+    // As it came: a claim beyond the prompt's end says which slots are shared.
+    Ok((Placement::Router { slots: draft.slots.clone(), cache_len: draft.cache_len }, chunk_len))
 }
 
 #[cfg(test)]
