@@ -1,8 +1,11 @@
 //! The harness of the integration tests.
 
 pub mod engine;
+pub mod http2;
+pub mod log;
 pub mod oracle;
 pub mod shard;
+pub mod textproto;
 
 pub use engine::{EngineOptions, start_engine};
 

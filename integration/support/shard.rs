@@ -71,7 +71,7 @@ pub async fn connect(url: &str) -> Client {
     Client::new(channel(url).await).max_encoding_message_size(usize::MAX)
 }
 
-async fn channel(url: &str) -> Channel {
+pub async fn channel(url: &str) -> Channel {
     let endpoint = Endpoint::try_from(url.replacen("unix://", "unix:", 1)).unwrap();
     endpoint.connect().await.unwrap()
 }
