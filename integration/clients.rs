@@ -19,7 +19,8 @@ const SERVICE: &str = "generate.v3.TextGenerationService";
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let (grpcurl, ghz) = (find("grpcurl"), find("ghz"));
-    let trial = |name: &str, tool: &Option<PathBuf>, run: fn(&Path) -> Result<(), Failed>| match tool.clone() {
+    let trial = |name: &str, tool: &Option<PathBuf>, run: fn(&Path) -> Result<(), Failed>| match tool.clone()
+    {
         Some(tool) => Trial::test(name, move || run(&tool)),
         None => {
             let kind = name.split("::").next().unwrap_or_default();
@@ -122,6 +123,14 @@ fn reflection(grpcurl: &Path) -> Result<(), Failed> {
     {
         check(described.contains(&format!("rpc {rpc} ")), format!("{rpc} is not in {described}"))?;
     }
+    // Tools of today ask the newer reflection service; older ones know only the other.
+    for version in ["v1", "v1alpha"] {
+        let method = format!("grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        let answer = serving.call(grpcurl, &method, &json!({"list_services": "*"}))?;
+        let services =
+            answer["listServicesResponse"]["service"].as_array().map(Vec::as_slice).unwrap_or_default();
+        check(services.iter().any(|service| service["name"] == SERVICE), format!("{version}: {answer}"))?;
+    }
     Ok(())
 }
 
@@ -172,7 +181,8 @@ fn generate(serving: &Serving, grpcurl: &Path, service: &str) -> Result<String, 
             check(text == streamed, format!("{text:?} is not {streamed:?}"))?;
             return Ok(streamed);
         }
-        answer = serving.call(grpcurl, &format!("{service}/Decode"), &json!({"batches": [answer["batch"]]}))?;
+        answer =
+            serving.call(grpcurl, &format!("{service}/Decode"), &json!({"batches": [answer["batch"]]}))?;
     }
 }
 
@@ -195,7 +205,12 @@ fn statuses(grpcurl: &Path) -> Result<(), Failed> {
         ("Prefill", prefill(1, 0), "InvalidArgument", "max_new_tokens is 0"),
         ("Prefill", prefill(1, 5000), "InvalidArgument", "5000"),
         ("Prefill", grammar, "Unimplemented", "grammars"),
-        ("Warmup", json!({"batch": prefill(0, 1)["batch"], "max_prefill_tokens": 99999}), "FailedPrecondition", "99999"),
+        (
+            "Warmup",
+            json!({"batch": prefill(0, 1)["batch"], "max_prefill_tokens": 99999}),
+            "FailedPrecondition",
+            "99999",
+        ),
     ] {
         let told = call(rpc, message).err().ok_or_else(|| Failed::from(format!("{rpc}: no {status}")))?;
         check(told.contains(status) && told.contains(sentence), format!("{rpc}: {told}"))?;
@@ -228,6 +243,24 @@ fn health_load(ghz: &Path) -> Result<(), Failed> {
     all_ok(&report, 4000)
 }
 
+/// Batches that stay until they are cleared, by the numbers that they were given.
+fn kept_batches(ghz: &Path, grpcurl: &Path, serving: &Serving) -> Result<(), Failed> {
+    let message = r#"{"batch": {"id": "{{add 2000 .RequestNumber}}", "size": 1, "requests": [{"id": 1,
+        "inputs": "The little fox", "truncate": 100, "stopping_parameters": {"max_new_tokens": 50}}]}}"#;
+    let decode = |batch: u64| {
+        serving.call(grpcurl, &format!("{SERVICE}/Decode"), &json!({"batches": [{"id": batch}]}))
+    };
+    for _ in 0..2 {
+        all_ok(&load(ghz, serving, "Prefill", message, &["-n", "40", "-c", "8"])?, 40)?;
+        decode(2020)?;
+        let id = r#"{"id": "{{add 2000 .RequestNumber}}"}"#;
+        all_ok(&load(ghz, serving, "ClearCache", id, &["-n", "40", "-c", "8"])?, 40)?;
+        let told = decode(2020).err().unwrap_or_default();
+        check(told.contains("batch 2020 is not here"), told)?;
+    }
+    Ok(())
+}
+
 fn prefill_load(ghz: &Path) -> Result<(), Failed> {
     let serving = Serving::start();
     let Some(grpcurl) = find("grpcurl") else { return Err("grpcurl is missing beside ghz".into()) };
@@ -237,14 +270,17 @@ fn prefill_load(ghz: &Path) -> Result<(), Failed> {
         "inputs": "The little fox", "truncate": 100, "add_special_tokens": true,
         "stopping_parameters": {"max_new_tokens": 1}}]}}"#;
     let beside = std::thread::scope(|scope| {
-        let beside = scope.spawn(|| (0..3).map(|_| generate(&serving, &grpcurl, SERVICE)).collect::<Vec<_>>());
-        let report = load(ghz, &serving, "Prefill", message, &["-n", "300", "-c", "10", "--connections", "5"]);
+        let beside =
+            scope.spawn(|| (0..3).map(|_| generate(&serving, &grpcurl, SERVICE)).collect::<Vec<_>>());
+        let report =
+            load(ghz, &serving, "Prefill", message, &["-n", "300", "-c", "10", "--connections", "5"]);
         report.and_then(|report| all_ok(&report, 300)).map(|()| beside.join())
     })?;
     for text in beside.map_err(|_| Failed::from("the generation beside it panicked"))? {
         let text = text?;
         check(text == alone, format!("{text:?} is not {alone:?}"))?;
     }
+    kept_batches(ghz, &grpcurl, &serving)?;
     let message = r#"{"batch": {"id": 5, "size": 1, "requests": [{"id": 5, "inputs": "x", "truncate": 9,
         "stopping_parameters": {"max_new_tokens": 900, "ignore_eos_token": true}}]}}"#;
     serving.call(&grpcurl, &format!("{SERVICE}/Prefill"), &serde_json::from_str(message)?)?;
