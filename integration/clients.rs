@@ -113,9 +113,14 @@ fn reflection(grpcurl: &Path) -> Result<(), Failed> {
     let serving = Serving::start();
     let output = Command::new(grpcurl).args(["-plaintext", &serving.tcp, "list"]).output()?;
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    for service in ["generate.v2.TextGenerationService", SERVICE, "grpc.health.v1.Health"] {
-        check(listed.contains(service), format!("{service} is not in {listed}"))?;
-    }
+    let expected = [
+        "generate.v2.TextGenerationService",
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ];
+    check(listed.lines().eq(expected), listed)?;
     let output = Command::new(grpcurl).args(["-plaintext", &serving.tcp, "describe", SERVICE]).output()?;
     let described = String::from_utf8_lossy(&output.stdout).into_owned();
     for rpc in

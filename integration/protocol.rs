@@ -454,7 +454,7 @@ async fn health_answers_during_a_long_prefill_and_a_probe_disturbs_nobody() {
             assert!(answer.batch.is_none() && answer.generations.len() == 1);
         }
     });
-    let beside = run_to_end(&mut shard.client, 7, vec![on_slots(request(1, LONG, 10), 1..200)]).await;
+    let beside = run_to_end(&mut shard.client, 7, vec![on_slots(request(1, LONG, 10), 9000..9200)]).await;
     probing.await.unwrap();
     assert_eq!(beside, alone);
     shard.finish().await;

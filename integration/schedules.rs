@@ -120,6 +120,13 @@ impl Router {
         }
     }
 
+    /// Shows the shard that a router is there, so that it lends nobody the router's slots.
+    fn attach(&mut self) {
+        let request =
+            NewRequest { text: 0, len: 1, max_new_tokens: 1, own: false, false_claim: 0, chunk: None };
+        self.prefill(vec![request], None);
+    }
+
     fn all_slots() -> VecDeque<u32> {
         (1..OPTIONS.n_slots - OPTIONS.own_slots).collect()
     }
@@ -142,6 +149,7 @@ impl Router {
                 }
                 self.cached.clear();
                 self.free = Self::all_slots();
+                self.attach();
             }
         }
     }
@@ -348,6 +356,7 @@ proptest! {
     fn every_schedule_gives_each_request_its_own_tokens(actions in prop::collection::vec(action(), 5..60)) {
         let oracle = Oracle::open(&fixture("llama"));
         let mut router = Router::new();
+        router.attach();
         actions.into_iter().for_each(|action| router.act(action));
         router.finish(&oracle);
     }

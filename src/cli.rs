@@ -156,6 +156,10 @@ pub struct ShardArgs {
     /// Seconds after which a step counts as hung, and the process ends
     #[arg(long, default_value_t = 600.0)]
     pub step_timeout: f64,
+    /// For drills and tests: fail at a step, counted from 1. `hang@3`, `panic@3` (of the engine), `error@3` (of this
+    /// step alone) or `lost@3` (of the device, for good)
+    #[arg(long, value_name = "KIND@STEP", hide = true)]
+    pub inject_fault: Option<String>,
 }
 
 /// Flags that say where a shard listens.

@@ -97,6 +97,10 @@ fn exit_of(ending: Ending) -> Exit {
             tracing::error!("giving up: the engine died: {cause}");
             Exit::EngineDied
         }
+        Ending::Fault(Fault::DeviceLost(cause)) => {
+            tracing::error!("giving up: {cause}");
+            Exit::DeviceLost
+        }
         Ending::LeaderDied => {
             tracing::error!("rank 0 died");
             Exit::LeaderDied

@@ -25,6 +25,8 @@ pub enum Error {
     Checkpoint(String),
     /// The device failed a step.
     Device(String),
+    /// The device, or one of its ranks, is gone: no step can run any more.
+    DeviceLost(String),
     /// A fault of ours.
     Bug(String),
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Error {
             | Error::Exhausted(text)
             | Error::Checkpoint(text)
             | Error::Device(text)
+            | Error::DeviceLost(text)
             | Error::Bug(text) => f.write_str(text),
             Error::ShuttingDown => f.write_str("the shard is shutting down"),
         }

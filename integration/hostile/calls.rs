@@ -156,9 +156,9 @@ fn about_the_call() -> Vec<Case> {
         case("the largest estimates", Call::Prefill(boastful), Expected::Known),
         case("the largest batch id", Call::Prefill(prefill(u64::MAX, vec![known(1)], None)), Expected::Known),
         case(
-            "the probe's request id in company",
-            Call::Prefill(prefill(7, vec![known(u64::MAX), known(7)], None)),
-            Expected::Known,
+            "the probe's request id on a request that is none",
+            Call::Prefill(prefill(7, vec![known(u64::MAX)], None)),
+            invalid(&["18446744073709551615", "probe", "16"]),
         ),
     ]
 }

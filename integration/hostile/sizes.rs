@@ -31,14 +31,15 @@ async fn a_message_beyond_the_limit_is_refused_with_the_numbers() {
 
 #[tokio::test]
 async fn alternatives_of_many_rows_fit_an_answer() {
-    let flags = ["--enable-prefill-logprobs", "--pool-tokens", "12000", "--own-slots", "9000"];
+    let flags = ["--enable-prefill-logprobs", "--pool-tokens", "12000", "--own-slots", "2000"];
     let mut witness = Witness::start(&flags).await;
     // Every lane but the running request's.
     let requests: Vec<v3::Request> = (1000..1063)
         .map(|id| {
             let mut wide = request(id, &PROMPT.repeat(3), 1);
             (wide.truncate, wide.top_n_tokens, wide.prefill_logprobs) = (120, u32::MAX, true);
-            wide
+            let first = 300 + 120 * (id as u32 - 1000);
+            on_slots(wide, first..first + 120)
         })
         .collect();
     let answer = witness.shard.client.prefill(prefill(7, requests, None)).await.unwrap().into_inner();

@@ -95,6 +95,12 @@ pub trait Backend: Sized {
     /// The lanes, and the arrays of the step under way.
     type Step;
 
+    /// Called once by the thread that makes all later calls, before any of them.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Exhausted`] where the device cannot be used from this thread.
+    fn attach(&mut self) -> Result<()>;
+
     /// Whether this backend computes such a decoder; asked once, before anything is loaded.
     ///
     /// # Errors

@@ -6,23 +6,21 @@ mod plan;
 mod request;
 mod store;
 
-#[cfg(test)]
-mod tests;
-
 pub use answer::{CachedBatch, GeneratedText, Generation, Tokens};
-pub use lanes::{LaneLease, Lanes};
+pub use lanes::{Claimant, LaneLease, Lanes};
 pub use plan::{Budget, Pass, Plan, SampledRows};
 pub use request::{NewRequest, Request};
-pub use store::Store;
+pub use store::{Dropped, Store};
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, RequestId};
 use crate::pool::{Lease, Pool};
 use crate::text::Tokenizer;
 
-/// Requests that step together, in the router's order. Ended ones stay listed until they are filtered out.
+/// Requests that step together, in the router's order, each id once. Ended ones stay listed until they are filtered out.
 pub struct Batch {
     id: BatchId,
     requests: Vec<Request>,
@@ -51,9 +49,14 @@ impl Batch {
         self.requests.iter().all(Request::has_ended)
     }
 
-    /// Whether it holds the request.
-    pub fn holds(&self, id: RequestId) -> bool {
-        self.requests.iter().any(|request| request.id() == id)
+    /// Whether the shard placed some of its live requests: nobody else frees their slots if the caller is gone.
+    pub fn is_own(&self) -> bool {
+        self.requests.iter().any(|request| request.is_own() && !request.has_ended())
+    }
+
+    /// Whether a live request has no place on the device yet.
+    pub fn waits_for_a_lane(&self) -> bool {
+        self.requests.iter().any(|request| !request.has_ended() && !request.has_lane())
     }
 
     /// Leases of the live requests.
@@ -69,11 +72,9 @@ impl Batch {
 
     /// Keeps the listed requests, in the list's order; ids that it does not hold are ignored.
     pub fn filter(&mut self, keep: &[RequestId]) {
-        let mut rest: Vec<Option<Request>> = self.requests.drain(..).map(Some).collect();
-        for id in keep {
-            let found = rest.iter_mut().find(|slot| slot.as_ref().is_some_and(|request| request.id() == *id));
-            self.requests.extend(found.and_then(Option::take));
-        }
+        let mut by_id: BTreeMap<RequestId, Request> =
+            self.requests.drain(..).map(|request| (request.id(), request)).collect();
+        self.requests.extend(keep.iter().filter_map(|id| by_id.remove(id)));
         self.n_slots.set(None);
     }
 

@@ -4,7 +4,7 @@
 //! device's step is run in several passes, each a step of its own; the answer comes when all have run.
 
 use super::Batch;
-use super::lanes::Lanes;
+use super::lanes::{Claimant, Lanes};
 use crate::backend::step::{Feed, Row, Sampled, StepInput, StepOutput};
 use crate::error::{Error, Result};
 use crate::ids::RequestId;
@@ -73,7 +73,7 @@ impl Batch {
         let mut room = budget.max_step_tokens;
         let mut pass = Pass { input: StepInput::default(), rows: Vec::new() };
         for index in self.unfinished(plan) {
-            if room > 0 && self.ensure_lane(index, lanes, &mut pass.input) {
+            if room > 0 && self.ensure_lane(index, pool, lanes, &mut pass.input) {
                 let from = self.requests[index].computed();
                 let until = plan.until[index].min(from + room);
                 room -= until - from;
@@ -116,7 +116,7 @@ impl Batch {
     /// Input tokens of the next call: what the router takes off its prefill budget. With requests waiting for a
     /// lane all of the budget, so that it admits no more.
     pub fn current_tokens(&self, budget: Budget) -> u32 {
-        if self.requests.iter().any(|request| !request.has_ended() && !request.has_lane()) {
+        if self.waits_for_a_lane() {
             return budget.max_prefill_tokens as u32;
         }
         let decoding =
@@ -150,13 +150,17 @@ impl Batch {
         left
     }
 
-    fn ensure_lane(&mut self, index: usize, lanes: &Lanes, input: &mut StepInput) -> bool {
+    fn ensure_lane(&mut self, index: usize, pool: &Pool, lanes: &Lanes, input: &mut StepInput) -> bool {
         let request = &mut self.requests[index];
         if request.has_lane() {
             return true;
         }
-        let lane = if request.id() == RequestId::PROBE { lanes.take_last() } else { lanes.take() };
-        let start = lane.and_then(|lane| request.take_lane(lane));
+        let claimant = match request.is_own() {
+            _ if request.id() == RequestId::PROBE => Claimant::Probe,
+            true => Claimant::Own { beside_router: pool.has_router() },
+            false => Claimant::Router,
+        };
+        let start = lanes.take(claimant).and_then(|lane| request.take_lane(lane));
         let has_lane = start.is_some();
         input.starts.extend(start);
         has_lane

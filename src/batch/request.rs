@@ -21,6 +21,7 @@ pub struct Request {
     tags: Vec<Tag>,
     chain: Chain,
     regime: PositionRegime,
+    is_own: bool,
     sampling: SamplingParams,
     stopping: Stopping,
     detokenizer: Detokenizer,
@@ -49,7 +50,7 @@ pub struct NewRequest {
     pub id: RequestId,
     /// The prompt's ids; at least one.
     pub prompt: Vec<u32>,
-    /// `[prompt_len]` tags of the prompt's positions.
+    /// Tags of the prompt's first positions; those that are missing are made when their KV is written.
     pub tags: Vec<Tag>,
     /// Leading positions whose KV is in place already; below `prompt.len()`.
     pub n_cached: usize,
@@ -57,6 +58,8 @@ pub struct NewRequest {
     pub first_until: usize,
     /// Slots of all positions.
     pub lease: Lease,
+    /// Whether the shard chose them.
+    pub is_own: bool,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When it ends.
@@ -81,6 +84,7 @@ impl Request {
             tags: new.tags,
             chain,
             regime,
+            is_own: new.is_own,
             sampling: new.sampling,
             stopping: new.stopping,
             first_until: new.first_until.clamp(1, prompt_len),
@@ -91,6 +95,11 @@ impl Request {
     /// The router's number.
     pub fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// Whether the shard chose its slots.
+    pub fn is_own(&self) -> bool {
+        self.is_own
     }
 
     /// Whether it has ended, and holds nothing any more.

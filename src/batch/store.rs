@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Batch;
-use crate::ids::{BatchId, Protocol};
+use crate::ids::BatchId;
 
 /// Cached batches by handle. A batch is in the store or in a step, never both.
 #[derive(Default)]
@@ -14,25 +14,32 @@ pub struct Store {
 
 struct Stored {
     batch: Batch,
-    /// Whether the shard placed some of its requests: nobody else frees their slots if the caller is gone.
-    is_own: bool,
     asked: Instant,
+}
+
+/// A batch that was dropped unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// Its handle.
+    pub id: BatchId,
+    /// Requests it held.
+    pub n_requests: usize,
 }
 
 impl Store {
     /// Puts a batch in, asked for at `now`. A batch of the same handle is replaced.
-    pub fn insert(&mut self, batch: Batch, is_own: bool, now: Instant) {
-        self.batches.insert(batch.id(), Stored { batch, is_own, asked: now });
+    pub fn insert(&mut self, batch: Batch, now: Instant) {
+        self.batches.insert(batch.id(), Stored { batch, asked: now });
     }
 
-    /// Takes a batch out, with whether it is on the shard's own slots.
-    pub fn take(&mut self, id: BatchId) -> Option<(Batch, bool)> {
-        self.batches.remove(&id).map(|stored| (stored.batch, stored.is_own))
+    /// Takes a batch out.
+    pub fn take(&mut self, id: BatchId) -> Option<Batch> {
+        self.batches.remove(&id).map(|stored| stored.batch)
     }
 
-    /// Whether the batch is here.
-    pub fn contains(&self, id: BatchId) -> bool {
-        self.batches.contains_key(&id)
+    /// A batch, if it is here.
+    pub fn get(&self, id: BatchId) -> Option<&Batch> {
+        self.batches.get(&id).map(|stored| &stored.batch)
     }
 
     /// Drops a batch, if it is here.
@@ -45,35 +52,29 @@ impl Store {
         self.batches.clear();
     }
 
-    /// Drops the batches of one protocol.
-    pub fn clear_protocol(&mut self, protocol: Protocol) {
-        self.batches.retain(|id, _| id.protocol != protocol);
-    }
-
     /// Every batch, by handle.
     pub fn batches(&self) -> impl Iterator<Item = &Batch> {
         self.batches.values().map(|stored| &stored.batch)
     }
 
-    /// Drops batches on own slots that nobody asked for in `idle`; their handles and sizes.
-    pub fn drop_abandoned(&mut self, now: Instant, idle: Duration) -> Vec<(BatchId, usize)> {
-        let abandoned: Vec<BatchId> = (self.batches.iter())
-            .filter(|(_, stored)| stored.is_own && now.saturating_duration_since(stored.asked) >= idle)
-            .map(|(id, _)| *id)
-            .collect();
-        let removed =
-            abandoned.into_iter().filter_map(|id| self.batches.remove(&id).map(|stored| (id, stored)));
-        removed.map(|(id, stored)| (id, stored.batch.requests().len())).collect()
+    /// Drops batches on own slots that nobody asked for in `idle`.
+    pub fn drop_abandoned(&mut self, now: Instant, idle: Duration) -> Vec<Dropped> {
+        std::iter::from_fn(|| self.drop_idlest(now, idle, Batch::is_own)).collect()
     }
 
-    /// Drops the batch on own slots that was asked for longest ago, if that is at least `idle`.
-    pub fn drop_idlest(&mut self, now: Instant, idle: Duration) -> Option<(BatchId, usize)> {
-        let (&id, stored) =
-            self.batches.iter().filter(|(_, stored)| stored.is_own).min_by_key(|(_, stored)| stored.asked)?;
+    /// Drops the batch that was asked for longest ago, of those that `may_go`, if that is at least `idle`.
+    pub fn drop_idlest(
+        &mut self,
+        now: Instant,
+        idle: Duration,
+        may_go: impl Fn(&Batch) -> bool,
+    ) -> Option<Dropped> {
+        let candidates = self.batches.iter().filter(|(_, stored)| may_go(&stored.batch));
+        let (&id, stored) = candidates.min_by_key(|(_, stored)| stored.asked)?;
         if now.saturating_duration_since(stored.asked) < idle {
             return None;
         }
         let removed = self.batches.remove(&id)?;
-        Some((id, removed.batch.requests().len()))
+        Some(Dropped { id, n_requests: removed.batch.requests().len() })
     }
 }

@@ -17,11 +17,13 @@ pub enum Exit {
     CutShort,
     /// A rank above 0, whose rank 0 died.
     LeaderDied,
+    /// The device, or one of its ranks, was lost.
+    DeviceLost,
 }
 
 impl Exit {
     /// Every ending with what it means.
-    pub(super) const ALL: [(Exit, &'static str); 7] = [
+    pub(super) const ALL: [(Exit, &'static str); 8] = [
         (Exit::Done, "done; serve: asked to end, and every running call was answered"),
         (Exit::Failed, "failed; serve: the model was not loaded or the socket not bound"),
         (Exit::Usage, "the flags or their combination were refused"),
@@ -29,6 +31,7 @@ impl Exit {
         (Exit::StepTimeout, "a step ran longer than --step-timeout"),
         (Exit::CutShort, "calls were still running after --drain-timeout, or at a second signal"),
         (Exit::LeaderDied, "a rank above 0 whose rank 0 died"),
+        (Exit::DeviceLost, "the device, or one of its ranks, was lost"),
     ];
 
     /// The process's exit code.
@@ -41,6 +44,7 @@ impl Exit {
             Exit::StepTimeout => 4,
             Exit::CutShort => 5,
             Exit::LeaderDied => 6,
+            Exit::DeviceLost => 7,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::backend::step::Watermark;
 use crate::cli::{HubArgs, ShardArgs};
+use crate::model::inject::InjectedFault;
 
 /// Which process this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct ShardConfig {
     pub watermark: Watermark,
     /// How long a step may run.
     pub step_timeout: Duration,
+    /// A fault to order.
+    pub fault: Option<InjectedFault>,
 }
 
 /// Largest pool that is made without being asked for.
@@ -70,23 +73,9 @@ impl ShardConfig {
         if args.max_lanes == 0 || args.max_batch_prefill_tokens == 0 {
             return refuse("--max-lanes and --max-batch-prefill-tokens must be at least 1");
         }
-        let max_step_tokens = args
-            .max_step_tokens
-            .unwrap_or_else(|| args.max_batch_prefill_tokens.saturating_add(args.max_lanes));
-        if max_step_tokens < args.max_lanes {
-            return refuse(format!(
-                "--max-step-tokens {max_step_tokens} is less than one token for each of {} lanes",
-                args.max_lanes
-            ));
-        }
-        if let Some(pool) = args.pool_tokens.filter(|pool| *pool < 2) {
-            return refuse(format!("--pool-tokens {pool} leaves no slot beside slot 0"));
-        }
-        if let (Some(own), Some(pool)) = (args.own_slots, args.pool_tokens)
-            && own >= pool
-        {
-            return refuse(format!("--own-slots {own} leaves nothing of --pool-tokens {pool}"));
-        }
+        let max_step_tokens = args.max_step_tokens.unwrap_or_else(|| {
+            args.max_batch_prefill_tokens.saturating_add(args.max_lanes).saturating_add(1)
+        });
         Ok(ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,
@@ -104,6 +93,7 @@ impl ShardConfig {
             prompt_logprobs: args.enable_prefill_logprobs,
             prefix_caching: args.prefix_caching && args.prefill_chunking,
             chunking: args.prefill_chunking,
+            fault: fault(args.inject_fault.as_deref())?,
         })
     }
 
@@ -201,6 +191,11 @@ fn source(model: Option<String>, hub: HubArgs, format: LoadFormat) -> Result<Mod
         source.weights = WeightFiles::NotNeeded;
     }
     Ok(source)
+}
+
+fn fault(text: Option<&str>) -> Result<Option<InjectedFault>, Refusal> {
+    let parsed = text.map(|text| text.parse().map_err(|why| Refusal(format!("--inject-fault: {why}"))));
+    parsed.transpose()
 }
 
 fn rope(args: &ShardArgs) -> Result<Option<RopeOverride>, Refusal> {

@@ -1,13 +1,13 @@
 //! Arrivals become requests: limits, slots, and which of a router's claims are true.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Arrival, Engine, Placement, Prepared};
-use crate::batch::{Batch, GeneratedText, Generation, NewRequest, Request, Tokens};
+use crate::batch::{Batch, Dropped, GeneratedText, Generation, NewRequest, Request, Tokens};
 use crate::error::{Error, Result};
 use crate::ids::RequestId;
-use crate::pool::{Lease, RouterClaim, Tag};
+use crate::pool::{Lease, PROBE_SLOTS, Pool, RouterClaim, Tag};
 use crate::sampling::FinishReason;
 
 /// What became of a Prefill's arrivals.
@@ -16,8 +16,6 @@ pub(super) struct Admitted {
     pub(super) requests: Vec<Request>,
     /// The ends of those that were refused on their own.
     pub(super) refusals: Vec<Generation>,
-    /// Whether the shard placed some of them.
-    pub(super) is_own: bool,
 }
 
 impl Engine {
@@ -28,35 +26,31 @@ impl Engine {
     /// # Errors
     /// [`Error::Invalid`] for a request id that occurs twice, and the first refusal where nobody is left to protect.
     pub(super) fn admit(&mut self, arrivals: Vec<Arrival>, merge: Option<&Batch>) -> Result<Admitted> {
-        let mut ids = BTreeSet::new();
+        let running = merge.map_or(&[][..], Batch::requests);
+        let mut ids: BTreeSet<RequestId> = running.iter().map(Request::id).collect();
         for arrival in &arrivals {
-            let in_batch = merge.is_some_and(|batch| batch.holds(arrival.id));
-            if in_batch || !ids.insert(arrival.id) {
+            if !ids.insert(arrival.id) {
                 return Err(Error::Invalid(format!("request id {} occurs twice", arrival.id)));
             }
         }
-        let mut admitted = Admitted { requests: Vec::new(), refusals: Vec::new(), is_own: false };
+        let mut admitted = Admitted { requests: Vec::new(), refusals: Vec::new() };
         let mut first_error = None;
-        let mut refused = Vec::new();
+        let mut notices = Vec::new();
         for Arrival { id, prepared } in arrivals {
-            let is_own = prepared.as_ref().is_ok_and(|prepared| places_itself(id, prepared));
             match prepared.and_then(|prepared| self.admit_one(id, prepared)) {
-                Ok(request) => {
-                    admitted.requests.push(request);
-                    admitted.is_own |= is_own;
-                }
+                Ok(request) => admitted.requests.push(request),
                 Err(error) => {
-                    refused.push(format!("request {id} was refused: {error}"));
+                    notices.push(format!("request {id} was refused: {error}"));
                     admitted.refusals.push(refusal(id, &error, self.stand_in_token()));
                     first_error.get_or_insert(error);
                 }
             }
         }
         match first_error {
+            // Told by the call itself.
             Some(error) if admitted.requests.is_empty() && merge.is_none() => Err(error),
             _ => {
-                // A call that fails says so itself.
-                self.notices.append(&mut refused);
+                self.notices.append(&mut notices);
                 Ok(admitted)
             }
         }
@@ -74,13 +68,14 @@ impl Engine {
             before
         };
         let tags: Vec<Tag> = prepared.prompt.iter().enumerate().map(tag).collect();
-        let own = places_itself(id, &prepared);
-        let (lease, n_cached, claimed) = match &prepared.placement {
-            Placement::Router { slots, cache_len } if !own => {
-                self.lease_claimed(id, slots, *cache_len, &tags, n_positions)?
+        let (lease, is_own, n_cached, claimed) = match &prepared.placement {
+            _ if id == RequestId::PROBE => (self.lease_probe(n_positions)?, true, 0, 0),
+            Placement::Own => (self.reclaiming(|pool| pool.lease_own(n_positions))?, true, 0, 0),
+            Placement::Router { slots, cache_len } => {
+                let (lease, n_cached, claimed) =
+                    self.lease_claimed(id, slots, *cache_len, &tags, n_positions)?;
+                (lease, false, n_cached, claimed)
             }
-            _ if id == RequestId::PROBE => (self.pool.lease_probe(n_positions)?, 0, 0),
-            _ => (self.lease_own(n_positions)?, 0, 0),
         };
         // The router counts its chunk from what it believes to be cached.
         let first_until = match prepared.chunk_len {
@@ -94,6 +89,7 @@ impl Engine {
             n_cached,
             first_until,
             lease,
+            is_own,
             sampling: prepared.sampling,
             stopping: prepared.stopping,
             prompt_logprobs: prepared.prompt_logprobs,
@@ -139,8 +135,8 @@ impl Engine {
             ))
         })?;
         let claimed = (cache_len as usize).min(tags.len() - 1);
-        let claim = RouterClaim { slots: named, tags, cache_len: claimed as u32 };
-        let leased = self.pool.lease_router(&claim)?;
+        let claim = RouterClaim { slots: named, tags, cache_len };
+        let leased = self.reclaiming(|pool| pool.lease_router(&claim))?;
         let n_cached = claimed.min(leased.n_valid as usize);
         if n_cached < claimed {
             self.notices.push(format!(
@@ -151,32 +147,56 @@ impl Engine {
         Ok((leased.lease, n_cached, claimed))
     }
 
-    /// Leases slots of the shard's choice, if need be those of a batch that seems forgotten.
-    fn lease_own(&mut self, n: usize) -> Result<Lease> {
+    /// A probe is small and runs on slots kept for it, whatever its list says.
+    fn lease_probe(&self, n_positions: usize) -> Result<Lease> {
+        if n_positions > PROBE_SLOTS as usize {
+            return Err(Error::Invalid(format!(
+                "request id {} is a probe's, and {n_positions} positions are more than a probe's {PROBE_SLOTS}",
+                RequestId::PROBE
+            )));
+        }
+        self.pool.lease_probe(n_positions)
+    }
+
+    /// Leases slots, if need be those of batches on own slots that seem forgotten.
+    fn reclaiming<T>(&mut self, lease: impl Fn(&Pool) -> Result<T>) -> Result<T> {
         loop {
-            let shortage = match self.pool.lease_own(n) {
+            let shortage = match lease(&self.pool) {
                 Err(shortage @ Error::Exhausted(_)) => shortage,
                 other => return other,
             };
             let idle = self.config.reclaimable_after;
-            let Some((id, n_requests)) = self.store.drop_idlest(Instant::now(), idle) else {
-                return Err(shortage);
-            };
-            self.notices.push(format!(
-                "batch {id} with {n_requests} requests was dropped: own slots ran short, and nobody asked for it in {idle:?}"
-            ));
+            match self.store.drop_idlest(Instant::now(), idle, Batch::is_own) {
+                Some(dropped) => self.tell_dropped(dropped, "slots ran short", idle),
+                None => return Err(shortage),
+            }
         }
+    }
+
+    /// Lanes ran out: those of batches on own slots that seem forgotten come back, and of any batch that nobody asked
+    /// for in a long time, as when a router died and nobody took its place.
+    pub(super) fn reclaim_lanes(&mut self) {
+        let now = Instant::now();
+        let (soon, late) = (self.config.reclaimable_after, self.config.abandoned_after);
+        while self.lanes.n_free() == 0 {
+            let dropped = (self.store.drop_idlest(now, soon, Batch::is_own).map(|dropped| (dropped, soon)))
+                .or_else(|| self.store.drop_idlest(now, late, |_| true).map(|dropped| (dropped, late)));
+            let Some((dropped, idle)) = dropped else { return };
+            self.tell_dropped(dropped, "lanes ran short", idle);
+        }
+    }
+
+    pub(super) fn tell_dropped(&mut self, dropped: Dropped, why: &str, idle: Duration) {
+        let Dropped { id, n_requests } = dropped;
+        self.notices.push(format!(
+            "batch {id} with {n_requests} requests was dropped: {why}, and nobody asked for it in {idle:?}"
+        ));
     }
 
     /// An id for tokens that no model chose.
     pub(super) fn stand_in_token(&self) -> u32 {
         self.config.eos.first().copied().unwrap_or(0)
     }
-}
-
-/// Whether the shard places the request: a probe always, whatever its list says.
-fn places_itself(id: RequestId, prepared: &Prepared) -> bool {
-    id == RequestId::PROBE || prepared.placement == Placement::Own
 }
 
 /// The end of a request that never ran: its text says why.

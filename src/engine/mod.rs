@@ -10,9 +10,6 @@ mod run;
 mod thread;
 mod warmup;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +41,21 @@ pub struct EngineConfig {
     pub reclaimable_after: Duration,
 }
 
+/// Whether an engine can run a model of these sizes; asked before it is loaded. `n_lanes` counts a probe's.
+///
+/// # Errors
+/// [`Error::Precondition`] with the numbers.
+pub fn check_sizes(n_slots: u32, own_slots: u32, n_lanes: u32, max_step_tokens: u32) -> Result<()> {
+    Pool::check_sizes(n_slots, own_slots)?;
+    if n_lanes < 2 || max_step_tokens < n_lanes {
+        return Err(Error::Precondition(format!(
+            "{n_lanes} lanes, a probe's among them, and steps of {max_step_tokens} tokens: at least 2 lanes are \
+             needed, and a token of a step for each"
+        )));
+    }
+    Ok(())
+}
+
 /// The engine's state, on its thread.
 struct Engine {
     config: EngineConfig,
@@ -68,12 +80,7 @@ impl Engine {
         executor: Box<dyn Executor>,
     ) -> Result<Engine> {
         let info = executor.info();
-        if info.max_step_tokens < info.n_lanes {
-            return Err(Error::Precondition(format!(
-                "a step of {} tokens is too small for {} lanes",
-                info.max_step_tokens, info.n_lanes
-            )));
-        }
+        check_sizes(info.n_slots, config.own_slots, info.n_lanes, info.max_step_tokens)?;
         let pool = Pool::new(info.n_slots, config.own_slots)?;
         let max_total_tokens = info.max_positions.min(pool.n_router_slots());
         let capacity = Capacity {
@@ -82,7 +89,7 @@ impl Engine {
             max_total_tokens,
         };
         Ok(Engine {
-            lanes: Lanes::new(info.n_lanes)?,
+            lanes: Lanes::new(info.n_lanes),
             budget: Budget {
                 max_prefill_tokens: config.max_prefill_tokens as usize,
                 max_step_tokens: info.max_step_tokens as usize,
@@ -102,16 +109,16 @@ impl Engine {
         *self.capacity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the listed requests. An ended batch that keeps none is dropped.
+    /// Keeps the listed requests. A batch that keeps none is dropped.
     fn filter(&mut self, id: BatchId, keep: &[RequestId]) -> Result<CachedBatch> {
         if keep.is_empty() {
             return Err(Error::Invalid(format!("no request of batch {id} is to be kept; clear it instead")));
         }
-        let (mut batch, is_own) = self.store.take(id).ok_or_else(|| unknown(id))?;
+        let mut batch = self.store.take(id).ok_or_else(|| unknown(id))?;
         batch.filter(keep);
         let description = batch.describe(&self.pool, self.budget);
         if !batch.requests().is_empty() {
-            self.store.insert(batch, is_own, Instant::now());
+            self.store.insert(batch, Instant::now());
         }
         Ok(description)
     }
@@ -128,11 +135,9 @@ impl Engine {
     }
 
     fn drop_abandoned(&mut self) {
-        for (id, n_requests) in self.store.drop_abandoned(Instant::now(), self.config.abandoned_after) {
-            self.notices.push(format!(
-                "batch {id} with {n_requests} requests was dropped: nobody asked for it in {:?}",
-                self.config.abandoned_after
-            ));
+        let idle = self.config.abandoned_after;
+        for dropped in self.store.drop_abandoned(Instant::now(), idle) {
+            self.tell_dropped(dropped, "it is on own slots", idle);
         }
     }
 
@@ -158,4 +163,26 @@ impl Engine {
 
 fn unknown(id: BatchId) -> Error {
     Error::UnknownBatch(format!("batch {id} is not here"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_cannot_work_are_refused_before_anything_is_loaded() {
+        assert_eq!(check_sizes(4096, 1024, 65, 4161), Ok(()));
+        assert_eq!(check_sizes(4, 2, 2, 2), Ok(()));
+        for (n_slots, own_slots, n_lanes, max_step_tokens) in [
+            (1, 0, 65, 4161),
+            (100, 100, 65, 100),
+            (100, 99, 65, 100),
+            (4096, 0, 65, 100),
+            (100, 50, 1, 10),
+            (100, 50, 65, 64),
+        ] {
+            let refused = check_sizes(n_slots, own_slots, n_lanes, max_step_tokens);
+            assert!(matches!(refused, Err(Error::Precondition(_))), "{refused:?}");
+        }
+    }
 }

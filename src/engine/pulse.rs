@@ -1,8 +1,10 @@
 //! How the engine is, readable without asking it: a long step must not make `Health` wait.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::error::Error;
 
 /// Written by the engine's thread, read by anyone.
 #[derive(Debug)]
@@ -10,7 +12,9 @@ pub struct Pulse {
     origin: Instant,
     /// Nanoseconds since `origin` at which the running step began, plus one; 0 between steps.
     step_began: AtomicU64,
-    fault: OnceLock<String>,
+    /// Slots under a lease.
+    n_leased: AtomicU32,
+    fault: OnceLock<Error>,
 }
 
 /// What a look at a [`Pulse`] tells.
@@ -20,13 +24,18 @@ pub enum Condition {
     Idle,
     /// A step has been running for this long.
     Stepping(Duration),
-    /// The engine is dead, for this reason.
-    Dead(String),
+    /// The engine is dead: [`Error::DeviceLost`] if the device died under it, [`Error::Bug`] if it panicked.
+    Dead(Error),
 }
 
 impl Default for Pulse {
     fn default() -> Pulse {
-        Pulse { origin: Instant::now(), step_began: AtomicU64::new(0), fault: OnceLock::new() }
+        Pulse {
+            origin: Instant::now(),
+            step_began: AtomicU64::new(0),
+            n_leased: AtomicU32::new(0),
+            fault: OnceLock::new(),
+        }
     }
 }
 
@@ -42,8 +51,18 @@ impl Pulse {
         self.step_began.store(0, Ordering::Relaxed);
     }
 
+    /// A call has left this many slots under a lease.
+    pub fn lease(&self, n_leased: u32) {
+        self.n_leased.store(n_leased, Ordering::Relaxed);
+    }
+
+    /// Slots under a lease since the last call.
+    pub fn n_leased(&self) -> u32 {
+        self.n_leased.load(Ordering::Relaxed)
+    }
+
     /// The engine is dead; the first reason stays.
-    pub fn die(&self, reason: String) {
+    pub fn die(&self, reason: Error) {
         let _ = self.fault.set(reason);
     }
 

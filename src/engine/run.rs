@@ -1,5 +1,6 @@
 //! Prefill and Decode: merge, plan, run, answer.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::admit::Admitted;
@@ -20,7 +21,6 @@ impl Engine {
     /// Starts requests. The batch to merge with is taken first: a router that sees the call fail never mentions it
     /// again, so it must not stay.
     pub(super) fn prefill(&mut self, call: PrefillCall) -> Result<StepAnswer> {
-        let began = Instant::now();
         // A batch id that comes again means that whoever used it is done with it.
         if call.merge != Some(call.batch) {
             self.store.remove(call.batch);
@@ -29,19 +29,15 @@ impl Engine {
             Some(id) => Some(self.store.take(id).ok_or_else(|| unknown(id))?),
             None => None,
         };
-        let Admitted { requests, refusals, is_own } =
-            self.admit(call.arrivals, older.as_ref().map(|(batch, _)| batch))?;
+        let Admitted { requests, refusals } = self.admit(call.arrivals, older.as_ref())?;
         let n_new = requests.len();
         let newer = Batch::new(call.batch, requests);
         let merging = Instant::now();
-        let (batch, is_own, concat_ns) = match older {
-            Some((older, older_own)) => {
-                let batch = concatenate(vec![older, newer])?;
-                (batch, is_own || older_own, Some(nanoseconds(merging)))
-            }
-            None => (newer, is_own, None),
+        let (batch, concat_ns) = match older {
+            Some(older) => (concatenate(vec![older, newer])?, Some(nanoseconds(merging))),
+            None => (newer, None),
         };
-        let mut answer = self.step(batch, is_own, n_new, began)?;
+        let mut answer = self.step(batch, n_new)?;
         answer.timings.concat_ns = concat_ns;
         answer.generations.extend(refusals);
         Ok(answer)
@@ -49,27 +45,27 @@ impl Engine {
 
     /// Runs the next step of cached batches. A handle that is wrong costs nobody's batch.
     pub(super) fn decode(&mut self, ids: &[BatchId]) -> Result<StepAnswer> {
-        let began = Instant::now();
+        let merging = Instant::now();
+        let mut members = BTreeSet::new();
         for (index, id) in ids.iter().enumerate() {
             if ids[..index].contains(id) {
                 return Err(Error::Invalid(format!("batch {id} is named twice")));
             }
-            if !self.store.contains(*id) {
-                return Err(unknown(*id));
+            let batch = self.store.get(*id).ok_or_else(|| unknown(*id))?;
+            if let Some(twice) = batch.requests().iter().find(|request| !members.insert(request.id())) {
+                return Err(Error::Invalid(format!("request {} is in two of the batches", twice.id())));
             }
         }
-        let (batches, own): (Vec<Batch>, Vec<bool>) =
-            ids.iter().filter_map(|id| self.store.take(*id)).unzip();
-        let n_batches = batches.len();
-        let batch = concatenate(batches)?;
-        let concat_ns = (n_batches > 1).then(|| nanoseconds(began));
-        let mut answer = self.step(batch, own.contains(&true), 0, began)?;
+        let batch = concatenate(ids.iter().filter_map(|id| self.store.take(*id)).collect())?;
+        let concat_ns = (ids.len() > 1).then(|| nanoseconds(merging));
+        let mut answer = self.step(batch, 0)?;
         answer.timings.concat_ns = concat_ns;
         Ok(answer)
     }
 
     /// Runs a batch and stores it, if some of it still lives. On failure it is gone.
-    fn step(&mut self, mut batch: Batch, is_own: bool, n_new: usize, began: Instant) -> Result<StepAnswer> {
+    fn step(&mut self, mut batch: Batch, n_new: usize) -> Result<StepAnswer> {
+        let began = Instant::now();
         let ran = self.run(&mut batch, n_new)?;
         let forward_ns = nanoseconds(began);
         let answering = Instant::now();
@@ -80,7 +76,7 @@ impl Engine {
         let generations = batch.accept(ran.sampled, &self.tokenizer, self.stand_in_token());
         let stored = (!batch.has_ended()).then(|| batch.describe(&self.pool, self.budget));
         if stored.is_some() {
-            self.store.insert(batch, is_own, Instant::now());
+            self.store.insert(batch, Instant::now());
         }
         let timings = Timings {
             forward_ns,
@@ -94,6 +90,9 @@ impl Engine {
 
     /// Computes what a call asks of each request, in as many passes as it takes.
     pub(super) fn run(&mut self, batch: &mut Batch, n_new: usize) -> Result<Ran> {
+        if batch.waits_for_a_lane() && self.lanes.n_free() == 0 {
+            self.reclaim_lanes();
+        }
         let plan = batch.plan(n_new, self.budget);
         let mut ran = Ran { sampled: Vec::new(), n_tokens: 0, n_rows: 0 };
         while let Some(mut pass) = batch.next_pass(&plan, &self.pool, &self.lanes, self.budget) {
@@ -110,6 +109,10 @@ impl Engine {
         self.pulse.begin_step();
         let output = self.executor.submit(input).and_then(|()| self.executor.wait());
         self.pulse.end_step();
+        // Calls are still answered, each with this error, until whoever feels the pulse ends the process.
+        if let Err(lost @ Error::DeviceLost(_)) = &output {
+            self.pulse.die(lost.clone());
+        }
         output
     }
 }

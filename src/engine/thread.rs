@@ -1,7 +1,7 @@
 //! The engine's thread: commands, loop, handle.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -68,7 +68,7 @@ impl EngineHandle {
             }
             // An engine that panicked has lost its books: nothing but a new process repairs that.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(engine, inbox))) {
-                pulse.die(format!("the engine panicked: {}", panic_message(&*panic)));
+                pulse.die(died_of(&*panic));
             }
         };
         let spawned = thread::Builder::new().name("engine".into()).spawn(body);
@@ -142,7 +142,7 @@ impl EngineHandle {
 
     fn gone(&self) -> Error {
         match self.pulse.condition() {
-            super::Condition::Dead(reason) => Error::Bug(reason),
+            super::Condition::Dead(reason) => reason,
             _ => Error::ShuttingDown,
         }
     }
@@ -151,36 +151,52 @@ impl EngineHandle {
 /// Serves commands until told to stop, or until every handle is gone.
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>) {
     let mut stopping = Vec::new();
+    let pulse = engine.pulse.clone();
     while let Some(command) = inbox.blocking_recv() {
         engine.drop_abandoned();
         match command {
-            Command::Warmup(call, reply) => answer(reply, engine.warmup(call)),
-            Command::Prefill(call, reply) => answer(reply, engine.prefill(call)),
-            Command::Decode(ids, reply) => answer(reply, engine.decode(&ids)),
-            Command::Filter(id, keep, reply) => answer(reply, engine.filter(id, &keep)),
+            Command::Warmup(call, reply) => answer(&pulse, reply, || engine.warmup(call)),
+            Command::Prefill(call, reply) => answer(&pulse, reply, || engine.prefill(call)),
+            Command::Decode(ids, reply) => answer(&pulse, reply, || engine.decode(&ids)),
+            Command::Filter(id, keep, reply) => answer(&pulse, reply, || engine.filter(id, &keep)),
             Command::Clear(protocol, number, reply) => {
-                engine.clear(protocol, number);
-                answer(reply, Ok(()));
+                answer(&pulse, reply, || {
+                    engine.clear(protocol, number);
+                    Ok(())
+                });
             }
-            Command::CheckIntegrity(reply) => answer(reply, engine.check_integrity()),
+            Command::CheckIntegrity(reply) => answer(&pulse, reply, || engine.check_integrity()),
             Command::Stop(reply) => {
                 // What was queued before the doors closed is still served; then the loop ends by itself.
                 inbox.close();
                 stopping.push(reply);
             }
         }
+        pulse.lease(engine.pool.n_leased());
         #[cfg(debug_assertions)]
         if let Err(error) = engine.check_integrity() {
             panic!("{error}");
         }
     }
     drop(engine);
-    stopping.into_iter().for_each(|reply| answer(reply, Ok(())));
+    stopping.into_iter().for_each(|reply| answer(&pulse, reply, || Ok(())));
 }
 
-fn answer<T>(reply: Reply<T>, result: Result<T>) {
-    // The caller may have gone away.
-    let _ = reply.send(result);
+/// Answers with the outcome of `work`. If it panics, the pulse tells so before the caller misses its answer.
+fn answer<T>(pulse: &Pulse, reply: Reply<T>, work: impl FnOnce() -> Result<T>) {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        // The caller may have gone away.
+        Ok(result) => drop(reply.send(result)),
+        Err(panic) => {
+            pulse.die(died_of(&*panic));
+            drop(reply);
+            resume_unwind(panic);
+        }
+    }
+}
+
+fn died_of(panic: &(dyn Any + Send)) -> Error {
+    Error::Bug(format!("the engine panicked: {}", panic_message(panic)))
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

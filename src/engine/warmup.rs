@@ -6,7 +6,6 @@ use super::{Arrival, Capacity, Engine, Prepared, WarmupCall};
 use crate::batch::{Batch, NewRequest, Request};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, Protocol, RequestId};
-use crate::pool::Tag;
 
 impl Engine {
     /// Starts afresh: every batch is dropped, the limits are set, and the largest prefill runs once. A call that is
@@ -68,10 +67,11 @@ impl Engine {
             }
             let new = NewRequest {
                 id,
-                tags: vec![Tag::NONE; n_positions],
+                tags: Vec::new(),
                 n_cached: 0,
                 first_until: n_positions,
                 lease: self.pool.lease_own(n_positions)?,
+                is_own: true,
                 prompt: prepared.prompt,
                 sampling: prepared.sampling,
                 stopping: prepared.stopping,

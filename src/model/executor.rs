@@ -84,12 +84,14 @@ pub trait Executor {
     ///
     /// # Errors
     /// [`crate::error::Error::Device`] when the step could not be started; nothing was written then.
+    /// [`crate::error::Error::DeviceLost`] when no step ever can be again.
     fn submit(&mut self, step: StepInput) -> Result<()>;
 
     /// Waits for the oldest step under way.
     ///
     /// # Errors
     /// [`crate::error::Error::Device`] when the step failed: what it was to store is undefined.
+    /// [`crate::error::Error::DeviceLost`] when every later one will fail too.
     fn wait(&mut self) -> Result<StepOutput>;
 
     /// Bytes of device memory still free, where the device can tell.

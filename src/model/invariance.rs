@@ -416,7 +416,7 @@ fn a_rank_that_fails_ends_the_step_on_all() {
     };
     for _ in 0..2 {
         executor.submit(prefill.clone()).unwrap();
-        let Err(Error::Device(text)) = executor.wait() else { panic!("no error") };
+        let Err(Error::DeviceLost(text)) = executor.wait() else { panic!("no error") };
         assert!(text.starts_with("rank 0 failed: ranks disagree"), "{text}");
     }
 }

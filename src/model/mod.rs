@@ -18,6 +18,7 @@ pub mod workspace;
 
 pub mod executor;
 pub mod guard;
+pub mod inject;
 pub mod rank;
 pub mod ranks;
 

@@ -169,12 +169,12 @@ impl RankThread {
         let sent = self.steps.as_ref().map(|steps| steps.send(step));
         match sent {
             Some(Ok(())) => Ok(()),
-            _ => Err(Error::Device("a rank's thread has ended".into())),
+            _ => Err(Error::DeviceLost("a rank's thread has ended".into())),
         }
     }
 
     fn wait(&self) -> Result<StepOutput> {
-        self.outcomes.recv().unwrap_or_else(|_| Err(Error::Device("a rank's thread has ended".into())))
+        self.outcomes.recv().unwrap_or_else(|_| Err(Error::DeviceLost("a rank's thread has ended".into())))
     }
 }
 
@@ -185,11 +185,13 @@ fn serve<B: Backend>(
     to_run: &Receiver<Arc<StepInput>>,
     done: &SyncSender<Result<StepOutput>>,
 ) {
-    let Load { backend, shard, spec, parts, options } = load;
+    let Load { mut backend, shard, spec, parts, options } = load;
     // Nobody listens any more once another rank has failed; then the channel of steps is closed too.
     let report = |bytes| drop(news.send(News::Loaded { bytes }));
-    let loaded =
-        backend.supports(&spec).and_then(|()| Rank::load(backend, shard, &spec, &*parts, options, &report));
+    let loaded = backend
+        .attach()
+        .and_then(|()| backend.supports(&spec))
+        .and_then(|()| Rank::load(backend, shard, &spec, &*parts, options, &report));
     let mut rank = match loaded {
         Ok((rank, weight_bytes)) => {
             drop(news.send(News::Ready { weight_bytes }));
@@ -206,7 +208,8 @@ fn serve<B: Backend>(
     }
 }
 
-/// Runs a step; an error or a panic frees the ranks that wait for this one.
+/// Runs a step; an error or a panic frees the ranks that wait for this one. The world is lost then: ranks that stopped
+/// at different ops never meet again.
 fn run_caught<B: Backend>(rank: &mut Rank<B>, number: usize, step: &StepInput) -> Result<StepOutput> {
     // What a panic leaves half done is never read: the world is aborted.
     let outcome = catch_unwind(AssertUnwindSafe(|| rank.run(step))).unwrap_or_else(|panic| {
@@ -221,7 +224,7 @@ fn run_caught<B: Backend>(rank: &mut Rank<B>, number: usize, step: &StepInput) -
             error => format!("rank {number} failed: {error}"),
         };
         rank.abort(&reason);
-        Error::Device(reason)
+        Error::DeviceLost(reason)
     })
 }
 

@@ -37,6 +37,9 @@ impl FreeSlots {
 
     /// Number of free slots in a range.
     pub(super) fn count(&self, range: Range<u32>) -> usize {
+        if range.is_empty() {
+            return 0;
+        }
         let (first, last) = (range.start as usize / 64, range.end as usize / 64);
         let below = |slot: u32| bit(slot) - 1;
         let whole: usize =
@@ -46,16 +49,14 @@ impl FreeSlots {
         whole + rest - before
     }
 
-    /// Removes the `n` highest free slots of a range; fewer, if there are fewer. Highest first, so that the shard's
-    /// reserve, which lies at the top, goes before what a router may come to claim.
-    pub(super) fn take_highest(&mut self, n: usize, range: Range<u32>) -> Vec<u32> {
+    /// Removes the `n` lowest free slots of a range; fewer, if there are fewer.
+    pub(super) fn take_lowest(&mut self, n: usize, range: Range<u32>) -> Vec<u32> {
         let mut taken = Vec::with_capacity(n);
-        for index in (range.start as usize / 64..(range.end.div_ceil(64)) as usize).rev() {
-            let first = index as u32 * 64;
+        for index in range.start as usize / 64..range.end.div_ceil(64) as usize {
             let mut word = self.words[index];
             while taken.len() < n && word != 0 {
-                let slot = first + 63 - word.leading_zeros();
-                word &= !bit(slot);
+                let slot = index as u32 * 64 + word.trailing_zeros();
+                word &= word - 1;
                 if range.contains(&slot) {
                     self.remove(slot);
                     taken.push(slot);

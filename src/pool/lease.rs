@@ -17,7 +17,8 @@ pub struct RouterClaim<'a> {
     pub slots: &'a [u32],
     /// `[prompt_len]` the tags of the prompt's positions; not longer than `slots`.
     pub tags: &'a [Tag],
-    /// Leading positions whose KV is claimed to be there.
+    /// Leading positions whose KV is claimed to be there, as the router says; it may exceed the prompt where the
+    /// router counts other tokens.
     pub cache_len: u32,
 }
 
@@ -62,9 +63,10 @@ impl Pool {
     pub fn lease_router(&self, claim: &RouterClaim<'_>) -> Result<RouterLease> {
         let mut slots = self.slots.borrow_mut();
         slots.check_numbers(claim.slots)?;
-        let replaced = slots.in_the_way(claim)?;
-        // From the first router's request on, the shard keeps to its reserve.
+        // From the first router's request on, the shard keeps to its reserve, also if this request has to wait for
+        // what the shard has lent beyond it.
         slots.router_attached = true;
+        let replaced = slots.in_the_way(claim)?;
         let end = slots.holders.len() as u32 - slots.n_probe;
         let spare = slots.take_own(replaced.len(), end)?;
         let mut leased = claim.slots.to_vec();
@@ -112,12 +114,14 @@ impl Slots {
     /// Claimed positions whose slots live requests hold for something else.
     fn in_the_way(&self, claim: &RouterClaim<'_>) -> Result<Vec<usize>> {
         let mut positions = Vec::new();
+        // Of a fully cached prompt the position after the claimed ones lies in the shared prefix too.
+        let replaceable = if claim.cache_len == 0 { 0 } else { claim.cache_len as usize + 1 };
         for (position, &slot) in claim.slots.iter().enumerate() {
             let shared = claim.tags.get(position).is_some_and(|&tag| self.expected[slot as usize] == tag);
             if self.holders[slot as usize] == 0 || shared {
                 continue;
             }
-            if position >= claim.cache_len as usize {
+            if position >= replaceable {
                 return Err(Error::Exhausted(format!(
                     "slot {slot} at position {position} is held by a live request"
                 )));

@@ -23,7 +23,7 @@ pub use lease::{Lease, RouterClaim, RouterLease};
 pub use tags::{Chain, Tag};
 
 /// Slots of the reserve that are kept for health probes: the longest one known has ten tokens.
-const PROBE_SLOTS: u32 = 16;
+pub const PROBE_SLOTS: u32 = 16;
 
 /// The pool; a cheap handle. Lives on one thread.
 #[derive(Clone)]
@@ -55,13 +55,9 @@ impl Pool {
     /// A pool of `n_slots`, of which the last `n_own` are the shard's reserve. Slot 0 is never leased.
     ///
     /// # Errors
-    /// [`Error::Precondition`] if the reserve leaves the router no slot.
+    /// As [`Pool::check_sizes`].
     pub fn new(n_slots: u32, n_own: u32) -> Result<Pool> {
-        if n_slots.saturating_sub(n_own) < 2 {
-            return Err(Error::Precondition(format!(
-                "a pool of {n_slots} slots with {n_own} of them reserved leaves none to a router"
-            )));
-        }
+        Pool::check_sizes(n_slots, n_own)?;
         let n = n_slots as usize;
         Ok(Pool {
             slots: Rc::new(RefCell::new(Slots {
@@ -77,6 +73,24 @@ impl Pool {
                 count: 0,
             })),
         })
+    }
+
+    /// Whether router and shard both get slots.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] with the numbers.
+    pub fn check_sizes(n_slots: u32, n_own: u32) -> Result<()> {
+        if n_own < 2 || n_slots.saturating_sub(n_own) < 2 {
+            return Err(Error::Precondition(format!(
+                "a pool of {n_slots} slots with {n_own} reserved for requests without slots: both sides need at least 2"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether a router has named slots since the last reset.
+    pub fn has_router(&self) -> bool {
+        self.slots.borrow().router_attached
     }
 
     /// Slots in all, slot 0 included.
@@ -136,7 +150,7 @@ impl Pool {
 
     /// Whether the slot holds the KV of `tag`'s prefix.
     pub fn holds(&self, slot: u32, tag: Tag) -> bool {
-        self.slots.borrow().contents[slot as usize] == tag
+        tag != Tag::NONE && self.slots.borrow().contents[slot as usize] == tag
     }
 
     /// Contents are about to be written: until [`Pool::written`] says so, nobody can rely on them.
@@ -193,17 +207,20 @@ impl Pool {
 }
 
 impl Slots {
-    /// Takes `n` free slots of the shard's own, below `end`.
+    /// Takes `n` free slots of the shard's own, below `end`: of the reserve first, then from the bottom of the pool,
+    /// since routers hand out its top first.
     fn take_own(&mut self, n: usize, end: u32) -> Result<Vec<u32>> {
-        let lowest = if self.router_attached { self.n_router } else { 1 };
-        let n_free = self.free.count(lowest..end);
+        let beyond = if self.router_attached { 1..1 } else { 1..self.n_router };
+        let n_free = self.free.count(self.n_router..end) + self.free.count(beyond.clone());
         if n > n_free {
             return Err(Error::Exhausted(format!(
                 "the request needs {n} slots of the shard's own, {n_free} of {} are free",
-                end - lowest
+                end - self.n_router + beyond.end - beyond.start
             )));
         }
-        Ok(self.free.take_highest(n, lowest..end))
+        let mut taken = self.free.take_lowest(n, self.n_router..end);
+        taken.extend(self.free.take_lowest(n - taken.len(), beyond));
+        Ok(taken)
     }
 
     /// Adds a holder. The first one removes the slot from the free ones, and says what will be in it.

@@ -17,6 +17,8 @@ pub enum Fault {
     StepTimeout(String),
     /// The engine's thread is dead.
     EngineDied(String),
+    /// The device, or one of its ranks, is gone.
+    DeviceLost(String),
 }
 
 /// How often the pulse is felt, at least.
@@ -27,10 +29,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The answer to `Health`.
 ///
 /// # Errors
-/// [`Error::Device`] when a step runs longer than `step_timeout`, and when the engine is dead.
+/// [`Error::Device`] when a step runs longer than `step_timeout`, and what killed the engine when it is dead.
 pub(super) fn check(pulse: &Pulse, step_timeout: Duration) -> Result<()> {
     match pulse.condition() {
-        Condition::Dead(reason) => Err(Error::Device(format!("the engine is dead: {reason}"))),
+        Condition::Dead(reason) => Err(reason),
         Condition::Stepping(time) if time > step_timeout => Err(Error::Device(too_long(time, step_timeout))),
         Condition::Stepping(_) | Condition::Idle => Ok(()),
     }
@@ -60,7 +62,8 @@ pub(super) async fn watch(pulse: Arc<Pulse>, step_timeout: Duration, reporter: H
             }
         }
         match pulse.condition() {
-            Condition::Dead(reason) => return Fault::EngineDied(reason),
+            Condition::Dead(Error::DeviceLost(reason)) => return Fault::DeviceLost(reason),
+            Condition::Dead(reason) => return Fault::EngineDied(reason.to_string()),
             Condition::Stepping(time) if time > step_timeout.saturating_add(GRACE) => {
                 return Fault::StepTimeout(too_long(time, step_timeout));
             }
@@ -91,16 +94,21 @@ mod tests {
         assert!(check(&pulse, Duration::from_secs(3600)).is_ok());
         pulse.end_step();
         assert!(check(&pulse, Duration::ZERO).is_ok());
-        pulse.die("it panicked".to_owned());
+        pulse.die(Error::Bug("it panicked".to_owned()));
         let error = check(&pulse, Duration::from_secs(3600)).expect_err("dead");
         assert!(error.to_string().contains("it panicked"));
     }
 
     #[tokio::test]
     async fn a_dead_engine_is_given_up() {
-        let pulse = Arc::new(Pulse::default());
-        pulse.die("it panicked".to_owned());
-        let fault = watch(pulse, Duration::from_secs(3600), HealthReporter::new()).await;
-        assert_eq!(fault, Fault::EngineDied("it panicked".to_owned()));
+        let why = || "it panicked".to_owned();
+        for (death, fault) in [
+            (Error::Bug(why()), Fault::EngineDied(why())),
+            (Error::DeviceLost(why()), Fault::DeviceLost(why())),
+        ] {
+            let pulse = Arc::new(Pulse::default());
+            pulse.die(death);
+            assert_eq!(watch(pulse, Duration::from_secs(3600), HealthReporter::new()).await, fault);
+        }
     }
 }

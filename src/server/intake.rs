@@ -48,6 +48,10 @@ const WARMUP_PIECE_BYTES: usize = 16 << 10;
 /// Fewer bytes of text than this are not worth a second thread.
 const PARALLEL_FROM_BYTES: usize = 4 << 10;
 
+pub(super) fn no_batch() -> Error {
+    Error::Invalid("the call has no batch".to_owned())
+}
+
 /// Checks what concerns a call as a whole: that it has requests, as many as it says, and (in service) each once.
 ///
 /// # Errors

@@ -35,11 +35,13 @@ pub struct RunningShard {
     servers: JoinSet<()>,
     watchdog: JoinHandle<Fault>,
     drain_timeout: Duration,
-    _file: SocketFile,
+    file: SocketFile,
 }
 
 /// For answers to leave, when nothing but streams of watchers keeps the servers.
 const FLUSH: Duration = Duration::from_millis(500);
+/// For the answer of a call that came while the engine ended.
+const LAST_ANSWERS: Duration = Duration::from_millis(20);
 
 impl RunningShard {
     /// Binds the sockets of a loaded model, the unix one last: its file says that the shard is ready.
@@ -58,9 +60,9 @@ impl RunningShard {
         health::report(&reporter, true).await;
         let watchdog = health::watch(engine.pulse().clone(), shard.step_timeout, reporter.clone());
         let handlers = Arc::new(Shard {
+            metrics: Metrics::new(&engine),
             engine,
             intake: Arc::new(intake),
-            metrics: Metrics::new(),
             calls: Calls::new(),
             url: url.clone(),
             chunking: shard.chunking,
@@ -84,7 +86,7 @@ impl RunningShard {
             servers,
             watchdog: tokio::spawn(watchdog),
             drain_timeout: socket.drain_timeout,
-            _file: file,
+            file,
         })
     }
 
@@ -116,6 +118,8 @@ impl RunningShard {
     pub async fn stop(mut self) -> bool {
         // Receivers are gone where the servers have ended already.
         let _ = self.closing.send(true);
+        // Gone before the listener: whoever watches the file sees an end in order, not a death.
+        drop(self.file);
         let drain = async {
             let servers = async { while self.servers.join_next().await.is_some() {} };
             let answered = async {
@@ -127,6 +131,9 @@ impl RunningShard {
                 () = answered => {}
             }
             self.shard.engine.stop().await;
+            // A call may have come in on an open connection since; its answer must leave too.
+            self.shard.calls.none().await;
+            tokio::time::sleep(LAST_ANSWERS).await;
         };
         let drained = tokio::time::timeout(self.drain_timeout, drain).await.is_ok();
         self.watchdog.abort();
@@ -144,8 +151,12 @@ fn routes(shard: Arc<Shard>, reporter: HealthReporter, max_message_bytes: usize)
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(reporter),
     );
+    // Either version of reflection tells of both.
     let described = || {
         tonic_reflection::server::Builder::configure()
+            .include_reflection_service(false)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };

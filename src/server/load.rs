@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use super::intake::Intake;
 use super::memory::available_bytes;
-use crate::config::{LoadFormat, ModelSource, RopeOverride, RopeScalingKind, ShardConfig};
-use crate::engine::{EngineConfig, EngineHandle};
+use crate::config::{Dtype, LoadFormat, ModelSource, RopeOverride, RopeScalingKind, ShardConfig};
+use crate::engine::{EngineConfig, EngineHandle, check_sizes};
 use crate::error::{Error, Result};
 use crate::hub::{self, Located};
 use crate::model::checkpoint::{Checkpoint, DType};
+use crate::model::executor::Executor;
 use crate::model::families::{self, Resolved};
+use crate::model::inject::Injector;
 use crate::model::plan::{MemoryPlan, PlanOptions};
 use crate::model::spec::{Positions, RopeScaling};
 use crate::model::weights::Weights;
@@ -59,7 +61,8 @@ pub struct Loaded {
 pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
     let located = locate(&config.source)?;
     let model = read_model(&located.folder, config)?;
-    let dtype = model.dtype.unwrap_or(DType::F32);
+    // Stored weights stay as they are; only random ones can be made in another dtype.
+    let dtype = config.dtype.map(stored).or(model.dtype).unwrap_or(DType::F32);
     let checkpoint = match config.load_format {
         LoadFormat::Auto => Checkpoint::open(&located.weights)?,
         LoadFormat::Dummy => Checkpoint::dummy(&model.spec, &model.names, dtype, DUMMY_SEED)?,
@@ -75,9 +78,17 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
         ..PlanOptions::default()
     };
     let kv_bytes_per_slot = MemoryPlan::new(&model, Some(&weights), &options)?.kv_bytes_per_slot;
-    let n_slots = config.pool_slots(kv_bytes_per_slot, available_bytes()).map_err(Error::Exhausted)?;
+    let available = available_bytes();
+    let n_slots = config.pool_slots(kv_bytes_per_slot, available).map_err(Error::Exhausted)?;
+    check_sizes(
+        n_slots,
+        config.own_slots_of(n_slots),
+        config.max_lanes.saturating_add(1),
+        config.max_step_tokens,
+    )?;
     options.n_slots = u64::from(n_slots);
     let memory = MemoryPlan::new(&model, Some(&weights), &options)?;
+    check_memory(&memory, config.world_size, available)?;
     Ok(LoadPlan { located, model, n_slots, memory, weights })
 }
 
@@ -86,6 +97,24 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
 /// # Errors
 /// As [`plan`], and whatever is wrong with the weights.
 pub fn load(config: &ShardConfig) -> Result<Loaded> {
+    let fault = config.fault;
+    if let Some(fault) = fault {
+        tracing::warn!("a fault is ordered: {fault}");
+    }
+    load_around(config, move |executor| match fault {
+        Some(fault) => Box::new(Injector::new(executor, fault)),
+        None => executor,
+    })
+}
+
+/// As [`load`], with the model's executor put into another one on the engine's thread; an ordered fault is ignored.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_around(
+    config: &ShardConfig,
+    around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
+) -> Result<Loaded> {
     let plan = plan(config)?;
     let folder = plan.located.folder.clone();
     let tokenizer = Arc::new(Tokenizer::load(&folder)?);
@@ -112,7 +141,7 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
         let report = |done, total| progress.report(done, total);
         let executor = model::load(model.spec, parts, options, &report);
         progress.finish();
-        executor
+        executor.map(around)
     };
     let engine = EngineHandle::start(engine_config, tokenizer.clone(), build)?;
     let limits = Limits { vocab: engine.model().vocab, watermark: config.watermark };
@@ -125,6 +154,29 @@ pub fn load(config: &ShardConfig) -> Result<Loaded> {
         adapter_warning: Mutex::new(None),
     };
     Ok(Loaded { engine, intake })
+}
+
+fn stored(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::Float32 => DType::F32,
+        Dtype::Float16 => DType::F16,
+        Dtype::Bfloat16 => DType::BF16,
+    }
+}
+
+/// Whether what is made beside the mapped weights fits into memory.
+fn check_memory(memory: &MemoryPlan, world: usize, available: Option<u64>) -> Result<()> {
+    let beside_weights = memory.rank_total_bytes.saturating_sub(memory.rank_weight_bytes);
+    let needed = beside_weights.saturating_mul(world as u64);
+    match available {
+        Some(available) if needed > available => Err(Error::Exhausted(format!(
+            "beside the weights {} MiB are needed, {} MiB are free: lower --pool-tokens, --max-batch-prefill-tokens \
+             or --max-lanes",
+            needed >> 20,
+            available >> 20
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What an operator wants to know before the weights are read.

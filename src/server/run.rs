@@ -75,7 +75,7 @@ fn greet(shard: &RunningShard) {
     let request = r#"{"batch":{"id":"7700000000000000001","size":1,"requests":[{"inputs":"Once upon a time","truncate":100,"add_special_tokens":true,"stopping_parameters":{"max_new_tokens":1}}]}}"#;
     let address = match shard.tcp() {
         Some(address) => address.to_string(),
-        None => format!("-unix -authority localhost {}", shard.url().trim_start_matches("unix://")),
+        None => shard.url().to_owned(),
     };
     tracing::info!(
         "try: grpcurl -plaintext -d '{request}' {address} generate.v3.TextGenerationService/Prefill"

@@ -8,7 +8,7 @@ use super::calls::Calls;
 use super::draft::{BatchDraft, Facts, PrefillDraft, WarmupDraft};
 use super::fit::fit;
 use super::health;
-use super::intake::{Intake, Purpose, check_batch};
+use super::intake::{Intake, Purpose, check_batch, no_batch};
 use super::telemetry::{Metrics, record_ids};
 use crate::batch::CachedBatch;
 use crate::engine::{Arrival, Capacity, EngineHandle, PrefillCall, StepAnswer, WarmupCall};
@@ -110,9 +110,7 @@ impl Shard {
 
     /// Tokenises and checks the requests of a batch off the async threads.
     async fn arrivals(&self, batch: Option<BatchDraft>, purpose: Purpose) -> Result<(BatchId, Vec<Arrival>)> {
-        let Some(batch) = batch else {
-            return Err(Error::Invalid("the call has no batch".to_owned()));
-        };
+        let batch = batch.ok_or_else(no_batch)?;
         record_ids(batch.id.number, batch.requests.iter().map(|request| request.id.0));
         check_batch(&batch.requests, batch.size, purpose)?;
         let intake = self.intake.clone();

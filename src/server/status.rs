@@ -13,7 +13,7 @@ fn code_of(error: &Error) -> Code {
         Error::Precondition(_) => Code::FailedPrecondition,
         Error::Exhausted(_) => Code::ResourceExhausted,
         Error::ShuttingDown => Code::Unavailable,
-        Error::Checkpoint(_) | Error::Device(_) | Error::Bug(_) => Code::Internal,
+        Error::Checkpoint(_) | Error::Device(_) | Error::DeviceLost(_) | Error::Bug(_) => Code::Internal,
     }
 }
 
@@ -47,6 +47,7 @@ mod tests {
             (Error::ShuttingDown, Code::Unavailable),
             (Error::Checkpoint(text()), Code::Internal),
             (Error::Device(text()), Code::Internal),
+            (Error::DeviceLost(text()), Code::Internal),
             (Error::Bug(text()), Code::Internal),
         ] {
             let status = status_of(&error);

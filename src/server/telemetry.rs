@@ -1,10 +1,11 @@
 //! What is told of each call: a span, and instruments.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use opentelemetry::metrics::{Counter, Histogram, Meter};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::{KeyRef, MetadataMap};
@@ -15,7 +16,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::calls::Calls;
 use super::status::status_of;
-use crate::engine::StepAnswer;
+use crate::engine::{EngineHandle, StepAnswer};
 use crate::error::{Error, Result};
 
 /// Runs a handler within its call's span, counted among `calls`, and turns its error into a status.
@@ -45,7 +46,7 @@ where
                 span.record("otel.status_code", "ERROR");
                 span.record("rpc.grpc.status_code", status.code() as i32);
                 match error {
-                    Error::Device(_) | Error::Bug(_) | Error::Checkpoint(_) => {
+                    Error::Device(_) | Error::DeviceLost(_) | Error::Bug(_) | Error::Checkpoint(_) => {
                         tracing::error!("{method} failed after {elapsed_ms:.1} ms: {error}");
                     }
                     _ => tracing::warn!("{method} is refused: {error}"),
@@ -121,7 +122,6 @@ pub(super) struct Metrics {
     generated_tokens: Counter<u64>,
     batch_requests: Histogram<u64>,
     step_tokens: Histogram<u64>,
-    batch_slots: Gauge<u64>,
     forward: Histogram<f64>,
     decode: Histogram<f64>,
     concat: Histogram<f64>,
@@ -129,8 +129,9 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Metrics {
+    pub(super) fn new(engine: &EngineHandle) -> Metrics {
         let meter = opentelemetry::global::meter("kvshard");
+        observe_pool(&meter, engine);
         let seconds = |name, text| meter.f64_histogram(name).with_unit("s").with_description(text).build();
         let counts = |name, text| meter.u64_histogram(name).with_description(text).build();
         Metrics {
@@ -144,10 +145,6 @@ impl Metrics {
                 .build(),
             batch_requests: counts("kvshard.batch.requests", "Requests of the batch after a step"),
             step_tokens: counts("kvshard.step.tokens", "Tokens that a step fed"),
-            batch_slots: meter
-                .u64_gauge("kvshard.batch.slots")
-                .with_description("Slots under the leases of the batch after a step")
-                .build(),
             forward: seconds("kvshard.step.forward", "Planning, forward pass and sampling of a step"),
             decode: seconds("kvshard.step.decode", "Detokenisation and stop checks of a step"),
             concat: seconds("kvshard.step.concat", "Merging batches before a step"),
@@ -170,7 +167,6 @@ impl Metrics {
         let batch = answer.batch.as_ref();
         self.generated_tokens.add(n_generated as u64, &[]);
         self.batch_requests.record(batch.map_or(0, |batch| batch.request_ids.len() as u64), &labels);
-        self.batch_slots.record(batch.map_or(0, |batch| u64::from(batch.max_tokens)), &[]);
         self.step_tokens.record(u64::from(timings.n_tokens), &labels);
         self.forward.record(seconds(timings.forward_ns), &labels);
         self.decode.record(seconds(timings.decode_ns), &labels);
@@ -184,6 +180,22 @@ impl Metrics {
         span.record("forward_ms", timings.forward_ns as f64 / 1e6);
         span.record("decode_ms", timings.decode_ns as f64 / 1e6);
     }
+}
+
+/// How full the pool is, read when metrics are collected: also between steps, when batches are dropped.
+fn observe_pool(meter: &Meter, engine: &EngineHandle) {
+    let n_slots = u64::from(engine.model().n_slots);
+    let pulse = Arc::clone(engine.pulse());
+    meter
+        .u64_observable_gauge("kvshard.pool.slots")
+        .with_description("Slots of the pool")
+        .with_callback(move |observer| observer.observe(n_slots, &[]))
+        .build();
+    meter
+        .u64_observable_gauge("kvshard.pool.leased")
+        .with_description("Slots of the pool under a lease")
+        .with_callback(move |observer| observer.observe(u64::from(pulse.n_leased()), &[]))
+        .build();
 }
 
 #[cfg(test)]

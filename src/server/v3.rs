@@ -9,10 +9,12 @@ use super::draft::{
     ATTENTION, BLOCK_SIZE, BatchDraft, Facts, Grammar, NEUTRAL, PrefillDraft, RequestDraft, WarmupDraft,
     size_of,
 };
+use super::intake::{Intake, Purpose, check_batch, no_batch};
 use super::shard::Shard;
 use super::telemetry::answer;
 use crate::batch::{CachedBatch, GeneratedText, Generation, Tokens};
-use crate::engine::{Capacity, StepAnswer};
+use crate::engine::{Arrival, Capacity, StepAnswer};
+use crate::error::Result;
 use crate::ids::{BatchId, Protocol, RequestId};
 use crate::pb::v3 as wire;
 use crate::pb::v3::text_generation_service_server::TextGenerationService;
@@ -100,6 +102,19 @@ impl TextGenerationService for Service {
     ) -> Result<Response<wire::HealthResponse>, Status> {
         let handle = |_, _| async { self.0.health().map(|()| wire::HealthResponse {}) };
         answer(&self.0.calls, "/generate.v3.TextGenerationService/Health", request, handle).await
+    }
+}
+
+impl Intake {
+    /// The requests of a Prefill as they reach the engine, for whoever has no shard at hand: fuzzing.
+    ///
+    /// # Errors
+    /// What is wrong with the call as a whole; each arrival says what is wrong with its request alone.
+    pub fn arrivals(&self, message: wire::PrefillRequest, capacity: Capacity) -> Result<Vec<Arrival>> {
+        let batch = prefill_draft(message).batch.ok_or_else(no_batch)?;
+        let purpose = Purpose::Serve(capacity);
+        check_batch(&batch.requests, batch.size, purpose)?;
+        Ok(self.prepare_all(batch.requests, purpose))
     }
 }
 

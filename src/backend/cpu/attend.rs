@@ -1,5 +1,6 @@
 //! Attention over the slots of a lane.
 
+use super::matmul::{Kernel, widest};
 use super::rope_store::Kv;
 use super::step::Step;
 use super::sum::dot;
@@ -9,6 +10,9 @@ use crate::model::spec::Mask;
 
 /// Keys scored at once. Blocks begin at the first visible position, so they do not depend on how a prompt is cut.
 const BLOCK: usize = 64;
+
+/// Outputs that are summed at once: few enough to stay in registers.
+const GROUP: usize = 32;
 
 /// The first position that a query at `position` sees.
 fn first_visible(mask: Mask, position: u32) -> usize {
@@ -29,35 +33,77 @@ pub fn attend(heads: Heads, mask: Mask, step: &Step, qkv: &Tensor, kv: &Kv, out:
         let position = step.positions[token];
         let slots = &step.slots(token)[first_visible(mask, position)..=position as usize];
         let kv_head = head / (n_heads / kv_heads);
-        attend_one(query, slots, kv, kv_head * head_dim, out);
+        widest(Attend { query, slots, kv, offset: kv_head * head_dim, out });
     });
 }
 
-/// Softmax by blocks: the running maximum rescales what was summed before (Milakov and Gimelshein, arXiv 1805.02867).
-fn attend_one(query: &[f32], slots: &[u32], kv: &Kv, offset: usize, out: &mut [f32]) {
-    let head_dim = query.len();
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
-    let mut scores = [0f32; BLOCK];
-    out.fill(0.0);
-    for slots in slots.chunks(BLOCK) {
-        let scores = &mut scores[..slots.len()];
-        for (score, &slot) in scores.iter_mut().zip(slots) {
-            *score = scale * dot(query, &kv.keys[slot as usize * kv.width + offset..][..head_dim]);
+/// One query and the slots that it sees.
+struct Attend<'a> {
+    query: &'a [f32],
+    slots: &'a [u32],
+    kv: &'a Kv,
+    /// Where the KV head lies in a row of the cache.
+    offset: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Attend<'_> {
+    /// Softmax by blocks: the running maximum rescales what was summed before (Milakov and Gimelshein, arXiv
+    /// 1805.02867).
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Attend { query, slots, kv, offset, out } = self;
+        let head_dim = query.len();
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
+        let mut scores = [0f32; BLOCK];
+        out.fill(0.0);
+        for slots in slots.chunks(BLOCK) {
+            let scores = &mut scores[..slots.len()];
+            let mut new_max = max;
+            for (score, &slot) in scores.iter_mut().zip(slots) {
+                *score = scale * dot(query, &kv.keys[slot as usize * kv.width + offset..][..head_dim]);
+                new_max = new_max.max(*score);
+            }
+            let rescale = (max - new_max).exp();
+            if rescale != 1.0 {
+                sum *= rescale;
+                for out in out.iter_mut() {
+                    *out *= rescale;
+                }
+            }
+            max = new_max;
+            for score in scores.iter_mut() {
+                *score = (*score - max).exp();
+                sum += *score;
+            }
+            let (groups, rest) = out.as_chunks_mut::<GROUP>();
+            let n_grouped = groups.len() * GROUP;
+            for (group, out) in groups.iter_mut().enumerate() {
+                add_weighted(out, scores, slots, kv, offset + group * GROUP);
+            }
+            for (&weight, &slot) in scores.iter().zip(slots) {
+                let values = &kv.values[slot as usize * kv.width + offset + n_grouped..];
+                for (out, value) in rest.iter_mut().zip(values) {
+                    *out += weight * value;
+                }
+            }
         }
-        let new_max = scores.iter().fold(max, |max, &score| max.max(score));
-        let rescale = (max - new_max).exp();
-        if rescale != 1.0 {
-            sum *= rescale;
-            out.iter_mut().for_each(|out| *out *= rescale);
-        }
-        max = new_max;
-        for (&score, &slot) in scores.iter().zip(slots) {
-            let weight = (score - max).exp();
-            sum += weight;
-            let value = &kv.values[slot as usize * kv.width + offset..][..head_dim];
-            out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
+        for out in out.iter_mut() {
+            *out /= sum;
         }
     }
-    out.iter_mut().for_each(|out| *out /= sum);
+}
+
+/// Adds the weighted values of all slots to some of the outputs.
+#[inline(always)]
+fn add_weighted(out: &mut [f32; GROUP], weights: &[f32], slots: &[u32], kv: &Kv, offset: usize) {
+    let mut sums = *out;
+    for (&weight, &slot) in weights.iter().zip(slots) {
+        let values = &kv.values[slot as usize * kv.width + offset..][..GROUP];
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += weight * value;
+        }
+    }
+    *out = sums;
 }

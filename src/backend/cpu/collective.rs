@@ -46,7 +46,8 @@ impl Member {
         Member { rank, world, n_met: Cell::new(0) }
     }
 
-    fn n_ranks(&self) -> usize {
+    /// Ranks of the world.
+    pub fn n_ranks(&self) -> usize {
         self.world.contributions[0].len()
     }
 

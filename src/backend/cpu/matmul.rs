@@ -19,8 +19,9 @@ use crate::model::checkpoint::DType;
 const PANEL: usize = 24;
 /// Rows of `x` of a task.
 const BLOCK: usize = 64;
-/// From this many rows on, widening a panel pays.
-const WIDEN_FROM: usize = 4;
+/// From this many rows on, widening a panel first pays: below, its stores cost more than widening anew for every few
+/// rows, while the next weights are on their way.
+const WIDEN_FROM: usize = 32;
 
 /// `T` rows of `x` times `O` rows of weights, all widened and padded to whole chunks.
 #[inline(always)]
@@ -41,27 +42,34 @@ fn tile<const FUSED: bool, const T: usize, const O: usize>(
     sums.map(|sums| sums.map(tree))
 }
 
-/// One row of `x` times `O` stored rows.
+/// `T` rows of `x` times `O` stored rows, widened as they are read.
 #[inline(always)]
-fn stored_tile<S: Stored<BYTES>, const BYTES: usize, const FUSED: bool, const O: usize>(
-    x: &[[f32; LANES]],
+fn stored_tile<S: Stored<BYTES>, const BYTES: usize, const FUSED: bool, const T: usize, const O: usize>(
+    x: [&[[f32; LANES]]; T],
     rows: [&[u8]; O],
-) -> [f32; O] {
+) -> [[f32; O]; T] {
     let rows = rows.map(|row| row.as_chunks::<BYTES>());
     let n = rows[0].0.len();
     let chunks = rows.map(|(chunks, _)| &chunks[..n]);
-    let mut sums = [[0f32; LANES]; O];
-    for (chunk, x) in x[..n].iter().enumerate() {
+    let whole = x.map(|x| &x[..n]);
+    let mut sums = [[[0f32; LANES]; O]; T];
+    for chunk in 0..n {
         for o in 0..O {
-            multiply_add::<FUSED>(&mut sums[o], x, &S::widen(&chunks[o][chunk]));
+            let weights = S::widen(&chunks[o][chunk]);
+            for t in 0..T {
+                multiply_add::<FUSED>(&mut sums[t][o], &whole[t][chunk], &weights);
+            }
         }
     }
-    if let Some(x) = x.get(n) {
+    if x[0].len() > n {
         for o in 0..O {
-            multiply_add::<FUSED>(&mut sums[o], x, &S::widen(&pad(rows[o].1)));
+            let weights = S::widen(&pad(rows[o].1));
+            for t in 0..T {
+                multiply_add::<FUSED>(&mut sums[t][o], &x[t][n], &weights);
+            }
         }
     }
-    sums.map(tree)
+    sums.map(|sums| sums.map(tree))
 }
 
 #[inline(always)]
@@ -117,9 +125,15 @@ impl Product<'_> {
         let columns = task % panels * PANEL..(task % panels * PANEL + PANEL).min(self.weight.rows());
         let tokens = task / panels * BLOCK..(task / panels * BLOCK + BLOCK).min(self.tokens);
         if tokens.len() < WIDEN_FROM {
-            // A loop, as the bodies of closures are compiled without the caller's instructions.
-            for token in tokens {
-                self.stored::<FUSED>(token, columns.clone());
+            let mut token = tokens.start;
+            while token < tokens.end {
+                if tokens.end - token >= 4 {
+                    self.stored::<FUSED, 4, 2>(token, columns.clone());
+                    token += 4;
+                } else {
+                    self.stored::<FUSED, 1, 8>(token, columns.clone());
+                    token += 1;
+                }
             }
         } else {
             self.widened::<FUSED>(tokens, columns);
@@ -175,24 +189,30 @@ impl Product<'_> {
         }
     }
 
+    /// `T` tokens from `token` on, `O` columns at a time.
     #[inline(always)]
-    fn stored<const FUSED: bool>(&self, token: usize, columns: std::ops::Range<usize>) {
-        const O: usize = 8;
+    fn stored<const FUSED: bool, const T: usize, const O: usize>(
+        &self,
+        token: usize,
+        columns: std::ops::Range<usize>,
+    ) {
+        let x: [_; T] = self.xs(token);
         let mut column = columns.start;
         while column < columns.end {
-            let (dtype, first) = self.weight.row(column);
-            let rows: [(DType, &[u8]); O] = std::array::from_fn(|o| {
-                if column + o < columns.end { self.weight.row(column + o) } else { (dtype, first) }
-            });
-            // Parts of one layer may be stored in different dtypes; then rows go one by one.
-            let count = if rows.iter().all(|row| row.0 == dtype) { O.min(columns.end - column) } else { 1 };
-            let rows = rows.map(|row| if count == 1 { first } else { row.1 });
-            let sums = match dtype {
-                DType::F32 => stored_tile::<F32, _, FUSED, O>(self.x(token), rows),
-                DType::F16 => stored_tile::<F16, _, FUSED, O>(self.x(token), rows),
-                DType::BF16 => stored_tile::<BF16, _, FUSED, O>(self.x(token), rows),
+            // Parts of one layer may be stored in different dtypes, so a block ends with its part.
+            let stored = self.weight.rows_from(column);
+            let count = O.min(columns.end - column).min(stored.count);
+            let rows: [&[u8]; O] = std::array::from_fn(|o| stored.get(if o < count { o } else { 0 }));
+            let sums = match stored.dtype {
+                DType::F32 => stored_tile::<F32, _, FUSED, T, O>(x, rows),
+                DType::F16 => stored_tile::<F16, _, FUSED, T, O>(x, rows),
+                DType::BF16 => stored_tile::<BF16, _, FUSED, T, O>(x, rows),
             };
-            sums.iter().take(count).enumerate().for_each(|(o, &sum)| self.put(token, column + o, sum));
+            for (t, sums) in sums.iter().enumerate() {
+                for (o, &sum) in sums.iter().take(count).enumerate() {
+                    self.put(token + t, column + o, sum);
+                }
+            }
             column += count;
         }
     }
@@ -206,26 +226,47 @@ fn rows<'a, const O: usize>(
     std::array::from_fn(|o| row(column + o))
 }
 
-/// With the widest instructions that the machine is known to have. Their results differ from those without: a
-/// fused multiplication rounds once. Within one process it is always the same choice.
-fn run_task(product: &Product, task: usize) {
+/// Work whose every function is inlined into [`widest`], so that it is compiled for more than the oldest machines.
+/// Closures are compiled without the caller's instructions: loops stand in their place.
+pub trait Kernel {
+    /// Does it. `FUSED` says that a multiplication and an addition in one (which rounds once) cost one instruction.
+    fn run<const FUSED: bool>(self);
+}
+
+/// Runs a kernel with the widest instructions that the machine is known to have. Within one process that is always
+/// the same choice, so a kernel that fuses gives the same bits each time.
+#[inline]
+pub fn widest(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]
-        fn fused(product: &Product, task: usize) {
-            product.task::<true>(task);
+        fn fused(kernel: impl Kernel) {
+            kernel.run::<true>();
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: Both features were detected.
-            unsafe { fused(product, task) }
+            unsafe { fused(kernel) }
         } else {
-            product.task::<false>(task);
+            kernel.run::<false>();
         }
     }
     #[cfg(target_arch = "aarch64")]
-    product.task::<true>(task);
+    kernel.run::<true>();
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    product.task::<false>(task);
+    kernel.run::<false>();
+}
+
+/// One task of a product.
+struct Task<'a> {
+    product: &'a Product<'a>,
+    number: usize,
+}
+
+impl Kernel for Task<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        self.product.task::<FUSED>(self.number);
+    }
 }
 
 /// `out = x · weightᵀ + bias`, for `x` of `[tokens, in]` and `out` of `[tokens, out]`.
@@ -252,14 +293,12 @@ pub fn matmul(weight: &Weight, x: &[f32], out: &mut [f32]) -> Result<()> {
     let product = Product { weight, x, chunks, tokens, out };
     let tasks = weight.rows().div_ceil(PANEL) * tokens.div_ceil(BLOCK);
     let work = tokens * weight.rows() * weight.columns();
+    let run = |number| widest(Task { product: &product, number });
     if work < PARALLEL_FROM {
-        (0..tasks).for_each(|task| run_task(&product, task));
+        (0..tasks).for_each(run);
     } else {
         let tasks_of_one_thread = (PARALLEL_FROM / 4 / (work / tasks).max(1)).max(1);
-        (0..tasks)
-            .into_par_iter()
-            .with_min_len(tasks_of_one_thread)
-            .for_each(|task| run_task(&product, task));
+        (0..tasks).into_par_iter().with_min_len(tasks_of_one_thread).for_each(run);
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ mod watermark;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::step::{Sampled, StepInput, StepOutput};
 use super::{Backend, Heads, LinearPart, LogitRows, StepShape};
@@ -41,17 +42,19 @@ const PARALLEL_FROM: usize = 1 << 19;
 /// One rank on the CPU.
 pub struct Cpu {
     peers: Member,
+    /// The rank's thread and others that help it; until it is attached, the process's threads do.
+    cores: Option<ThreadPool>,
 }
 
 impl Cpu {
     /// The ranks of one world; each is moved to a thread of its own.
     pub fn world(n_ranks: usize) -> Vec<Cpu> {
-        Member::world(n_ranks).into_iter().map(|peers| Cpu { peers }).collect()
+        Member::world(n_ranks).into_iter().map(|peers| Cpu { peers, cores: None }).collect()
     }
 
     /// The only rank of a world of one.
     pub fn alone() -> Cpu {
-        Cpu { peers: Member::alone() }
+        Cpu { peers: Member::alone(), cores: None }
     }
 }
 
@@ -98,6 +101,20 @@ impl Backend for Cpu {
     type Weight = Weight;
     type Kv = Kv;
     type Step = Step;
+
+    /// The rank's share of the cores becomes a pool of which its own thread is one: an op then begins at once, where
+    /// a thread outside would sleep until others have woken, worked and woken it.
+    fn attach(&mut self) -> Result<()> {
+        let share = (rayon::current_num_threads() / self.peers.n_ranks()).max(1);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(share)
+            .thread_name(|index| format!("cpu-{index}"))
+            .use_current_thread()
+            .build();
+        let pool = pool.map_err(|error| Error::Exhausted(format!("no threads for a rank: {error}")))?;
+        self.cores = Some(pool);
+        Ok(())
+    }
 
     fn supports(&self, spec: &DecoderSpec) -> Result<()> {
         // Exhaustive, so that a new variant is a decision here.

@@ -62,20 +62,56 @@ impl Weight {
     /// Widens a row.
     #[inline(always)]
     pub fn widen_row(&self, row: usize, out: &mut [f32]) {
-        let (dtype, bytes) = self.row(row);
-        widen(dtype, bytes, out);
+        let rows = self.rows_from(row);
+        widen(rows.dtype, rows.get(0), out);
     }
 
-    /// The stored bytes of a row.
+    /// The stored rows from `row` on, up to the end of the part that they lie in.
     #[inline(always)]
-    pub fn row(&self, mut row: usize) -> (DType, &[u8]) {
+    pub fn rows_from(&self, mut row: usize) -> StoredRows<'_> {
         for part in &self.parts {
             if row < part.rows.len() {
-                return (part.tensor.dtype, row_bytes(part, row));
+                return StoredRows::new(part, row);
             }
             row -= part.rows.len();
         }
-        (DType::F32, &[])
+        StoredRows { dtype: DType::F32, bytes: &[], stride: 0, width: 0, count: 0 }
+    }
+}
+
+/// Rows of one part, one after the other. Found once for all of them: what a tensor's bytes lie in (a map of a file,
+/// or memory) is asked through a pointer to a function.
+pub struct StoredRows<'a> {
+    /// Of all rows.
+    pub dtype: DType,
+    /// From the first row's first number on.
+    bytes: &'a [u8],
+    /// Bytes from a row to the next.
+    stride: usize,
+    /// Bytes of a row.
+    width: usize,
+    /// Rows.
+    pub count: usize,
+}
+
+impl<'a> StoredRows<'a> {
+    fn new(part: &'a TensorPart, row: usize) -> StoredRows<'a> {
+        let size = size_of_dtype(part.tensor.dtype);
+        let stride = stored_columns(part) * size;
+        let at = (part.rows.start + row) * stride + part.columns.start * size;
+        StoredRows {
+            dtype: part.tensor.dtype,
+            bytes: part.tensor.bytes().get(at..).unwrap_or_default(),
+            stride,
+            width: part.columns.len() * size,
+            count: part.rows.len() - row,
+        }
+    }
+
+    /// The bytes of a row, counted from the first of these.
+    #[inline(always)]
+    pub fn get(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.stride..][..self.width]
     }
 }
 
@@ -84,8 +120,9 @@ pub fn vector(part: &TensorPart) -> Result<Vec<f32>> {
     check(part)?;
     let mut out = vec![0.0; part.rows.len() * part.columns.len()];
     if !part.columns.is_empty() {
+        let rows = StoredRows::new(part, 0);
         for (row, out) in out.chunks_exact_mut(part.columns.len()).enumerate() {
-            widen(part.tensor.dtype, row_bytes(part, row), out);
+            widen(rows.dtype, rows.get(row), out);
         }
     }
     Ok(out)
@@ -121,12 +158,6 @@ fn check(part: &TensorPart) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-fn row_bytes(part: &TensorPart, row: usize) -> &[u8] {
-    let size = size_of_dtype(part.tensor.dtype);
-    let at = ((part.rows.start + row) * stored_columns(part) + part.columns.start) * size;
-    &part.tensor.bytes()[at..][..part.columns.len() * size]
 }
 
 /// How numbers are stored: eight of them are a chunk of `BYTES`. Bytes, since nothing aligns them.

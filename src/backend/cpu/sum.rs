@@ -11,7 +11,7 @@ pub fn tree(lanes: [f32; LANES]) -> f32 {
 }
 
 /// `Σ a[i] · b[i]`.
-#[inline]
+#[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
