@@ -15,6 +15,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 type Parameters = v3::NextTokenChooserParameters;
+type Set = fn(&mut Parameters, f32);
 
 fn parameters(request: &mut v3::Request) -> &mut Parameters {
     request.parameters.as_mut().unwrap()
@@ -22,7 +23,7 @@ fn parameters(request: &mut v3::Request) -> &mut Parameters {
 
 /// Parameters of which no distribution comes.
 fn sampling() -> Vec<Case> {
-    let names: [(&str, fn(&mut Parameters, f32), &[f32]); 5] = [
+    let names: [(&str, Set, &[f32]); 5] = [
         ("temperature", |p, value| p.temperature = value, &[0.0, -1.0]),
         ("repetition_penalty", |p, value| p.repetition_penalty = value, &[0.0, -1.0, 1e30, 1e-30]),
         ("frequency_penalty", |p, value| p.frequency_penalty = value, &[1e30, -1e30]),
