@@ -113,15 +113,28 @@ fn reflection(grpcurl: &Path) -> Result<(), Failed> {
     let serving = Serving::start();
     let output = Command::new(grpcurl).args(["-plaintext", &serving.tcp, "list"]).output()?;
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    for service in ["generate.v2.TextGenerationService", SERVICE, "grpc.health.v1.Health"] {
-        check(listed.contains(service), format!("{service} is not in {listed}"))?;
-    }
+    let expected = [
+        "generate.v2.TextGenerationService",
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ];
+    check(listed.lines().eq(expected), listed)?;
     let output = Command::new(grpcurl).args(["-plaintext", &serving.tcp, "describe", SERVICE]).output()?;
     let described = String::from_utf8_lossy(&output.stdout).into_owned();
     for rpc in
         ["Info", "ServiceDiscovery", "ClearCache", "FilterBatch", "Warmup", "Prefill", "Decode", "Health"]
     {
         check(described.contains(&format!("rpc {rpc} ")), format!("{rpc} is not in {described}"))?;
+    }
+    // Tools of today ask the newer reflection service; older ones know only the other.
+    for version in ["v1", "v1alpha"] {
+        let method = format!("grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        let answer = serving.call(grpcurl, &method, &json!({"list_services": "*"}))?;
+        let services =
+            answer["listServicesResponse"]["service"].as_array().map(Vec::as_slice).unwrap_or_default();
+        check(services.iter().any(|service| service["name"] == SERVICE), format!("{version}: {answer}"))?;
     }
     Ok(())
 }
@@ -235,6 +248,24 @@ fn health_load(ghz: &Path) -> Result<(), Failed> {
     all_ok(&report, 4000)
 }
 
+/// Batches that stay until they are cleared, by the numbers that they were given.
+fn kept_batches(ghz: &Path, grpcurl: &Path, serving: &Serving) -> Result<(), Failed> {
+    let message = r#"{"batch": {"id": "{{add 2000 .RequestNumber}}", "size": 1, "requests": [{"id": 1,
+        "inputs": "The little fox", "truncate": 100, "stopping_parameters": {"max_new_tokens": 50}}]}}"#;
+    let decode = |batch: u64| {
+        serving.call(grpcurl, &format!("{SERVICE}/Decode"), &json!({"batches": [{"id": batch}]}))
+    };
+    for _ in 0..2 {
+        all_ok(&load(ghz, serving, "Prefill", message, &["-n", "40", "-c", "8"])?, 40)?;
+        decode(2020)?;
+        let id = r#"{"id": "{{add 2000 .RequestNumber}}"}"#;
+        all_ok(&load(ghz, serving, "ClearCache", id, &["-n", "40", "-c", "8"])?, 40)?;
+        let told = decode(2020).err().unwrap_or_default();
+        check(told.contains("batch 2020 is not here"), told)?;
+    }
+    Ok(())
+}
+
 fn prefill_load(ghz: &Path) -> Result<(), Failed> {
     let serving = Serving::start();
     let Some(grpcurl) = find("grpcurl") else { return Err("grpcurl is missing beside ghz".into()) };
@@ -254,6 +285,7 @@ fn prefill_load(ghz: &Path) -> Result<(), Failed> {
         let text = text?;
         check(text == alone, format!("{text:?} is not {alone:?}"))?;
     }
+    kept_batches(ghz, &grpcurl, &serving)?;
     let message = r#"{"batch": {"id": 5, "size": 1, "requests": [{"id": 5, "inputs": "x", "truncate": 9,
         "stopping_parameters": {"max_new_tokens": 900, "ignore_eos_token": true}}]}}"#;
     serving.call(&grpcurl, &format!("{SERVICE}/Prefill"), &serde_json::from_str(message)?)?;

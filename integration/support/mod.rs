@@ -3,9 +3,12 @@
 pub mod backend;
 pub mod engine;
 pub mod executor;
+pub mod http2;
+pub mod log;
 pub mod oracle;
 pub mod process;
 pub mod shard;
+pub mod textproto;
 
 pub use engine::{EngineOptions, start_engine, start_patient_engine};
 

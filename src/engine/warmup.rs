@@ -2,20 +2,23 @@
 
 use std::sync::PoisonError;
 
-use super::{Arrival, Capacity, Engine, WarmupCall};
+use super::{Arrival, Capacity, Engine, Prepared, WarmupCall};
 use crate::batch::{Batch, NewRequest, Request};
 use crate::error::{Error, Result};
-use crate::ids::{BatchId, Protocol};
+use crate::ids::{BatchId, Protocol, RequestId};
 
 impl Engine {
-    /// Starts afresh: every batch is dropped, the limits are set, and the largest prefill runs once.
+    /// Starts afresh: every batch is dropped, the limits are set, and the largest prefill runs once. A call that is
+    /// refused for what it says changes nothing.
     pub(super) fn warmup(&mut self, call: WarmupCall) -> Result<Capacity> {
+        let capacity = self.limits(&call)?;
+        let prepared = |arrival: Arrival| Ok((arrival.id, arrival.prepared?));
+        let arrivals: Vec<_> = call.arrivals.into_iter().map(prepared).collect::<Result<_>>()?;
         self.store.clear();
         self.pool.reset();
-        let capacity = self.limits(&call)?;
         self.budget.max_prefill_tokens = call.max_prefill_tokens as usize;
         *self.capacity.lock().unwrap_or_else(PoisonError::into_inner) = capacity;
-        let mut arrivals = call.arrivals.into_iter().peekable();
+        let mut arrivals = arrivals.into_iter().peekable();
         // No more at once than there are lanes.
         while arrivals.peek().is_some() {
             let together = arrivals.by_ref().take(self.lanes.n_free().max(1)).collect();
@@ -53,11 +56,10 @@ impl Engine {
     }
 
     /// Runs prompts to their first token and forgets them.
-    fn run_largest(&mut self, arrivals: Vec<Arrival>) -> Result<()> {
+    fn run_largest(&mut self, arrivals: Vec<(RequestId, Prepared)>) -> Result<()> {
         let longest = self.capacity().max_input_tokens as usize;
         let mut requests = Vec::with_capacity(arrivals.len());
-        for Arrival { id, prepared } in arrivals {
-            let mut prepared = prepared?;
+        for (id, mut prepared) in arrivals {
             prepared.prompt.truncate(longest);
             let n_positions = prepared.prompt.len();
             if n_positions == 0 {
