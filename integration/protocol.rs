@@ -1,6 +1,6 @@
 //! The protocol's rules, each through a real socket.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvshard::pb::{v2, v3};
 use tonic::Code;
@@ -460,13 +460,11 @@ async fn health_answers_during_a_long_prefill_and_a_probe_disturbs_nobody() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     let mut healthy_while_busy = 0;
     while !busy.is_finished() {
-        let asked = Instant::now();
         shard.client.health(v3::HealthRequest {}).await.unwrap();
-        // A generous bound: what must not happen is to wait for the step.
-        assert!(asked.elapsed() < Duration::from_millis(500));
         healthy_while_busy += 1;
     }
-    assert!(healthy_while_busy > 0);
+    // One that waits for the step is answered with it, and no second one is asked.
+    assert!(healthy_while_busy > 2, "{healthy_while_busy} answers during the step");
     busy.await.unwrap();
     let mut probe = request(u64::MAX, "liveness", 1);
     (probe.truncate, probe.add_special_tokens) = (1, false);
