@@ -1,7 +1,8 @@
 //! kvshard: the process behind an LLM router that holds the GPUs.
 //!
 //! A router sends requests over gRPC and says where each one's keys and values go; this library tokenises,
-//! computes, samples and detokenises. Modules in reading order, each importing only what stands above it:
+//! computes, samples and detokenises. Modules in reading order; who may import whom is checked by
+//! `integration/tidy.rs`:
 //!
 //! | module | what |
 //! |---|---|
