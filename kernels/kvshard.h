@@ -1,0 +1,228 @@
+/* The C interface of the kernels, mirrored by src/backend/cuda/ffi.rs.
+ *
+ * Every launcher queues its work on `stream`, waits for nothing, allocates nothing, may be captured into a graph, and
+ * returns a cudaError_t (0: queued). Matrices are row-major; a stride counts numbers from row to row. Rows begin at
+ * multiples of 16 bytes. Pointers are device pointers unless a comment says otherwise. `[n]` is an array of n.
+ */
+#ifndef KVSHARD_H
+#define KVSHARD_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct CUstream_st *kv_stream;
+
+/* What activations, weights, keys and values are stored in; sums are f32. */
+enum { KV_BF16 = 0, KV_F16 = 1 };
+
+/* Non-linearities of a gate. */
+enum { KV_SILU = 0, KV_GELU_TANH = 1, KV_GELU = 2 };
+
+/* How an attention's scores are made, beside q·k. */
+typedef struct {
+  float scale;         /* Scores are multiplied by it. */
+  float softcap;       /* 0: none; else score = softcap * tanh(score / softcap), before the mask. */
+  int32_t window;      /* 0: causal only; else a query at i sees key j iff j <= i and i - j < window. */
+  const float *alibi;  /* [heads] slopes: score += slope * (j - i); null: none. */
+} kv_scores;
+
+/* Keys and values of one layer, and who may read which. */
+typedef struct {
+  const void *keys;       /* [slots][kv_heads * head_dim] */
+  const void *values;     /* [slots][kv_heads * head_dim] */
+  const uint32_t *slots;  /* [lanes][slots_stride] the slot of each position of a lane */
+  int64_t slots_stride;
+} kv_cache;
+
+/* ---- attend_decode.cu: one query a row, split over the keys ---- */
+
+/* A row that feeds one token. */
+typedef struct {
+  int32_t token;   /* Its row in q and out. */
+  int32_t lane;
+  int32_t kv_len;  /* Keys up to and including its own: position + 1. */
+  int32_t pad;
+} kv_decode_row;
+
+typedef struct {
+  const void *q;      /* [tokens][q_stride] rotated queries: the first heads * head_dim numbers of a row */
+  int64_t q_stride;
+  void *out;          /* [tokens][out_stride] the first heads * head_dim numbers of a row */
+  int64_t out_stride;
+  kv_cache cache;
+  kv_scores scores;
+  const kv_decode_row *rows;  /* [max_rows], of which the first *n_rows count */
+  const int32_t *n_rows;
+  int32_t max_rows;           /* Known when the kernel is captured; *n_rows is never above it. */
+  int32_t heads, kv_heads, head_dim;
+  const int32_t *plan;        /* As kv_plan_decode left it for the same rows, window and kv_heads. */
+  void *workspace;            /* kv_attend_decode_workspace_bytes, zeroed once; shared by all layers */
+  int32_t dtype;
+} kv_attend_decode_params;
+
+typedef struct {
+  const kv_decode_row *rows;
+  const int32_t *n_rows;
+  int32_t max_rows;
+  int32_t window;
+  int32_t heads, kv_heads, head_dim;
+  int32_t *plan;  /* [kv_plan_decode_ints(max_rows)] */
+} kv_plan_decode_params;
+
+int32_t kv_plan_decode_ints(int32_t max_rows);
+int64_t kv_attend_decode_workspace_bytes(int32_t max_rows, int32_t heads, int32_t kv_heads, int32_t head_dim);
+/* How the rows' keys are cut among blocks; once a step for each window. */
+int kv_plan_decode(const kv_plan_decode_params *params, kv_stream stream);
+int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream);
+
+/* ---- attend_prefill.cu, attend_prefill_sm90.cu: runs of queries ---- */
+
+/* A row that feeds a run of tokens. */
+typedef struct {
+  int32_t token;  /* Its first row in q and out. */
+  int32_t n;      /* Tokens fed. */
+  int32_t start;  /* Position of the first. */
+  int32_t lane;
+} kv_prefill_row;
+
+/* A part of a row's queries, for every KV head. */
+typedef struct {
+  int32_t row;    /* In `rows`. */
+  int32_t first;  /* First query of the tile, from the row's first. */
+} kv_prefill_tile;
+
+typedef struct {
+  const void *q;
+  int64_t q_stride;
+  void *out;
+  int64_t out_stride;
+  kv_cache cache;
+  kv_scores scores;
+  const kv_prefill_row *rows;    /* [n_rows] */
+  const kv_prefill_tile *tiles;  /* [n_tiles], those with the most work first */
+  int32_t n_tiles;
+  int32_t heads, kv_heads, head_dim;
+  int32_t dtype;
+} kv_attend_prefill_params;
+
+/* Queries of a tile, for these heads on this device; the host cuts rows into tiles by it. */
+int32_t kv_prefill_tile_tokens(int32_t heads, int32_t kv_heads, int32_t head_dim);
+int kv_attend_prefill(const kv_attend_prefill_params *params, kv_stream stream);
+
+/* ---- linear.cu: products of few rows, bound by the reading of the weights ---- */
+
+/* What becomes of x · weightᵀ. */
+enum {
+  KV_STORE = 0, /* out = product + bias */
+  KV_ADD = 1,   /* out += product + bias: the residual stream */
+  KV_GATE = 2   /* out = activation(first half of the outputs) * second half; out has outputs / 2 columns */
+};
+
+typedef struct {
+  const void *weight;  /* [outputs][inputs] */
+  const void *bias;    /* [outputs] or null */
+  const void *x;       /* [rows][x_stride] */
+  int64_t x_stride;
+  void *out;           /* [rows][out_stride] of the dtype, or of f32 where out_f32 */
+  int64_t out_stride;
+  int32_t rows, outputs, inputs;
+  int32_t epilogue;    /* KV_STORE, KV_ADD, KV_GATE */
+  int32_t activation;  /* of KV_GATE */
+  int32_t out_f32;     /* with KV_STORE only */
+  int32_t variant;     /* which of the shapes' tilings: 0 .. kv_linear_variants() - 1, chosen by measurement */
+  void *workspace;     /* kv_linear_workspace_bytes, zeroed once */
+  int32_t dtype;
+} kv_linear_params;
+
+/* Tilings to choose from for such a product; 0 where this kernel does not serve it. */
+int32_t kv_linear_variants(int32_t rows, int32_t outputs, int32_t inputs, int32_t epilogue, int32_t dtype);
+int64_t kv_linear_workspace_bytes(void);
+int kv_linear(const kv_linear_params *params, kv_stream stream);
+
+/* ---- sample.cu: the choice of tokens ---- */
+
+/* How a lane's tokens are chosen: backend::step::SamplingParams. */
+typedef struct {
+  uint64_t seed;
+  float temperature, top_p, typical_p, repetition_penalty, frequency_penalty;
+  float watermark_gamma, watermark_delta; /* gamma 0: no watermark */
+  uint32_t top_k;
+  uint32_t top_n;
+  uint32_t draw;      /* 0: greedy */
+  uint32_t penalised; /* whether counts and context_len are kept */
+  uint32_t pad;
+} kv_sampling;
+
+/* A row of logits to choose from. */
+typedef struct {
+  int32_t lane;       /* −1: nothing to choose; no result is written */
+  uint32_t position;  /* Absolute position of the token to be chosen. */
+  uint32_t previous;  /* The token before it. */
+  int32_t result;     /* Where its result goes. */
+} kv_draft;
+
+/* What was chosen. Followed, in another array, by top_n alternatives. */
+typedef struct {
+  uint32_t id;
+  float logprob;
+  uint32_t failed;  /* 1: the logits are no distribution; the id is 0 then */
+  uint32_t n_top;   /* alternatives written */
+} kv_choice;
+
+typedef struct {
+  uint32_t id;
+  float logprob;
+} kv_alternative;
+
+enum { KV_MAX_TOP_N = 100 };
+
+typedef struct {
+  float *logits;             /* [rows][stride]; scratch afterwards */
+  int64_t stride;
+  int32_t vocab;
+  int32_t max_rows;          /* rows with a draft */
+  const kv_draft *drafts;    /* [max_rows] */
+  const kv_sampling *lanes;  /* [lanes] */
+  uint32_t *counts;          /* [lanes][vocab] occurrences in prompt and output; of penalised lanes */
+  uint32_t *context_lens;    /* [lanes] tokens counted */
+  uint32_t *lane_last;       /* [lanes] takes the chosen id */
+  kv_choice *choices;        /* by kv_draft.result; pinned host memory, mapped */
+  kv_alternative *tops;      /* [..][KV_MAX_TOP_N], by result; pinned host memory, mapped */
+  void *workspace;           /* kv_sample_workspace_bytes(max_rows, vocab), zeroed once */
+} kv_sample_params;
+
+int64_t kv_sample_workspace_bytes(int32_t max_rows, int32_t vocab);
+/* Chooses a token a row, counts it in penalised lanes, and lets the lane take it as its last. */
+int kv_sample(const kv_sample_params *params, kv_stream stream);
+
+typedef struct {
+  const float *logits;      /* [rows][stride] */
+  int64_t stride;
+  int32_t vocab;
+  int32_t rows;
+  const uint32_t *targets;  /* [rows] ids */
+  float *logprobs;          /* [rows]; NaN where a row holds NaN, +inf, or nothing but -inf; pinned host memory, mapped */
+} kv_target_logprobs_params;
+
+/* Log-probabilities of given ids under raw logits. */
+int kv_target_logprobs(const kv_target_logprobs_params *params, kv_stream stream);
+
+typedef struct {
+  const uint32_t *tokens;  /* [n] prompt */
+  int32_t n;
+  int32_t lane;
+  uint32_t *counts;        /* [lanes][vocab] */
+  uint32_t *context_lens;  /* [lanes] */
+  int32_t vocab;
+} kv_count_prompt_params;
+
+/* Begins a penalised lane's counts with its prompt. */
+int kv_count_prompt(const kv_count_prompt_params *params, kv_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
