@@ -1,15 +1,22 @@
-//! Compiles `proto/` into Rust and a descriptor set, with a protobuf compiler written in Rust: no protoc.
+//! Compiles `proto/` into Rust and a descriptor set, with a protobuf compiler written in Rust: no protoc. With the
+//! feature `cuda`, compiles `kernels/` too.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
+#[path = "build/kernels.rs"]
+mod kernels;
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
     let descriptors =
         protox::compile(["generate/v2/generate.proto", "generate/v3/generate.proto"], ["proto"])?;
-    let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        kernels::build(&out)?;
+    }
     Ok(())
 }

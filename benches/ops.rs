@@ -74,7 +74,15 @@ fn attend(criterion: &mut Criterion) {
         }
         let rope = Rope { base: 10_000.0, scaling: RopeScaling::Unscaled };
         let frequencies = Frequencies::new(&rope, heads.head_dim);
-        let shape = StepShape { max_tokens: rows, n_lanes: rows, max_positions: len, vocab: 1, frequencies };
+        let shape = StepShape {
+            max_tokens: rows,
+            n_lanes: rows,
+            max_positions: len,
+            vocab: 1,
+            frequencies,
+            masks: vec![Mask::Causal],
+            heads,
+        };
         let mut step = cpu.step(shape).unwrap();
         cpu.begin(&input, &mut step).unwrap();
         let mut qkv = cpu.tensor(rows, heads.qkv_width()).unwrap();

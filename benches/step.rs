@@ -62,6 +62,8 @@ impl Null {
             device: "cpu",
             kv_bytes_per_slot: 0,
             weight_bytes: 0,
+            kv_bytes: 0,
+            graph_bytes: 0,
         };
         Null { info, text: tokenizer.encode(TEXT, false, usize::MAX).unwrap(), outcome: None }
     }
@@ -96,7 +98,7 @@ impl Executor for Null {
 
 fn start_engine(tokenizer: &Arc<Tokenizer>) -> EngineHandle {
     let config = EngineConfig {
-        own_slots: 1024,
+        own_slots: Some(1024),
         max_prefill_tokens: 1 << 16,
         eos: Arc::new([]),
         abandoned_after: Duration::from_secs(600),

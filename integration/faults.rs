@@ -13,7 +13,7 @@ use kvshard::model::executor::Executor;
 use kvshard::model::families;
 use kvshard::model::ranks::Ranks;
 use kvshard::model::weights::Weights;
-use kvshard::model::{Options, Parts};
+use kvshard::model::{Device, Options, Parts, PoolSize};
 use kvshard::pb::v3;
 use kvshard::server::Fault;
 use tonic::Code;
@@ -149,7 +149,9 @@ fn failing_world(info: &dyn Executor, n_ranks: usize, rank: usize, failure: Fail
     let info = info.info();
     let options = Options {
         n_ranks,
-        n_slots: info.n_slots as usize,
+        device: Device::Cpu,
+        pool: PoolSize::Slots(info.n_slots as usize),
+        graphs: false,
         n_lanes: info.n_lanes as usize,
         max_step_tokens: info.max_step_tokens as usize,
     };

@@ -14,7 +14,7 @@ use kvshard::model::executor::Executor;
 use kvshard::model::families::{self, Resolved};
 use kvshard::model::plan::{MemoryPlan, PlanOptions};
 use kvshard::model::weights::Weights;
-use kvshard::model::{self, Options};
+use kvshard::model::{self, Device, Options, PoolSize};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -75,8 +75,14 @@ impl Golden {
         let Resolved { mut spec, names, .. } = self.resolve(families::CONFIG_FILE);
         spec.max_positions = spec.max_positions.max(MAX_POSITIONS);
         let weights = Weights::open(&Checkpoint::open(&self.folder).unwrap(), &spec, &names).unwrap();
-        let options =
-            Options { n_ranks, n_slots: MAX_POSITIONS + 1, n_lanes: 1, max_step_tokens: MAX_POSITIONS };
+        let options = Options {
+            device: Device::Cpu,
+            n_ranks,
+            pool: PoolSize::Slots(MAX_POSITIONS + 1),
+            n_lanes: 1,
+            max_step_tokens: MAX_POSITIONS,
+            graphs: false,
+        };
         model::load(spec, move |role, shard| weights.part(role, shard), options, &|_, _| ()).unwrap()
     }
 

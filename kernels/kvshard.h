@@ -222,6 +222,165 @@ typedef struct {
 /* Begins a penalised lane's counts with its prompt. */
 int kv_count_prompt(const kv_count_prompt_params *params, kv_stream stream);
 
+/* ---- step.cu: lanes, and the arrays of the step under way ---- */
+
+/* A row of a step. */
+typedef struct {
+  int32_t lane;         /* −1: padding of a captured bucket */
+  uint32_t start;       /* Position of the first token fed. */
+  uint32_t store_from;  /* Keys and values of positions below it are not stored again. */
+  int32_t token;        /* Its first token in the step. */
+  int32_t prompt;       /* Where its tokens begin in the prompt tokens; −1: it feeds what the lane sampled last. */
+} kv_row;
+
+/* A request that takes a lane. */
+typedef struct {
+  int32_t lane;
+  int32_t n_slots;
+  int32_t slots;       /* Where its slots begin in the staged numbers. */
+  uint32_t prompt_len;
+  kv_sampling sampling;
+} kv_lane_start;
+
+/* Which frequencies a position turns by. */
+typedef struct {
+  const float *usual;  /* [half] of sequences up to `original` tokens */
+  const float *longer; /* [half] beyond, or null */
+  uint32_t original;   /* 2^32 - 1 where the length does not matter */
+  float amplitude;     /* Multiplies cosine and sine. */
+  double base;         /* Where `longer` is null, beyond `original` the base grows with the sequence: */
+  double factor;       /* base * (factor * len / original - (factor - 1)) ^ (d / (d - 2)) */
+} kv_frequencies;
+
+typedef struct {
+  const kv_lane_start *starts; /* [n], staged */
+  const uint32_t *staged;      /* slots of all of them */
+  int32_t n;
+  uint32_t *slots;             /* [lanes][slots_stride] */
+  int64_t slots_stride;
+  uint32_t *prompt_lens;       /* [lanes] */
+  uint32_t *lane_last;         /* [lanes] */
+  kv_sampling *lanes;          /* [lanes] */
+} kv_start_lanes_params;
+
+int kv_start_lanes(const kv_start_lanes_params *params, kv_stream stream);
+
+typedef struct {
+  int32_t decode;               /* 1: each row feeds one token and samples; drafts and decode rows are made here */
+  int32_t max_tokens;           /* tokens, or the rows of the bucket */
+  const kv_row *rows;
+  const int32_t *n_rows;        /* of a decode step */
+  const uint32_t *token_rows;   /* [tokens] the row of each, unless a decode step */
+  const uint32_t *prompt;       /* prompt tokens fed */
+  const uint32_t *lane_last;    /* [lanes] */
+  const uint32_t *prompt_lens;  /* [lanes] */
+  const uint32_t *slots;        /* [lanes][slots_stride] */
+  int64_t slots_stride;
+  kv_frequencies frequencies;
+  int32_t half;                 /* pairs that turn */
+  const uint32_t *finished;     /* steps finished so far: a decode step's results go to its parity's half */
+  int32_t max_results;          /* results of one step */
+  uint32_t *tokens;             /* [max_tokens] ids */
+  int32_t *stores;              /* [max_tokens] slot, or −1 */
+  float *angles;                /* [max_tokens][half][2] cosine, sine */
+  kv_decode_row *decode_rows;   /* [max_tokens], of a decode step */
+  kv_draft *drafts;             /* of a decode step: [max_tokens]; else their `previous` is set from the tokens */
+  uint32_t *sampled_tokens;     /* [sampled rows] the token whose logits are sampled; made here for a decode step */
+  int32_t n_drafts;             /* unless a decode step */
+} kv_lay_out_params;
+
+int kv_lay_out(const kv_lay_out_params *params, kv_stream stream);
+
+typedef struct {
+  kv_row *rows;                     /* of a decode step: the next one's positions */
+  const int32_t *n_rows;
+  int32_t max_rows;                 /* 0: not a decode step */
+  uint32_t *finished;               /* steps finished so far */
+  volatile uint32_t *host_finished; /* the same, where the host reads it: pinned and mapped */
+} kv_finish_params;
+
+/* The end of a step: what the host may read now is there. */
+int kv_finish(const kv_finish_params *params, kv_stream stream);
+
+/* ---- rows.cu: rows copied by number ---- */
+
+typedef struct {
+  const void *table;          /* [table_rows][table_stride] */
+  int64_t table_stride;
+  const uint32_t *wanted;     /* [rows] */
+  int32_t rows;
+  uint32_t first;             /* number of the table's first row; rows outside it become zeros */
+  uint32_t table_rows;
+  void *out;                  /* [rows][out_stride] */
+  int64_t out_stride;
+  int32_t width;
+} kv_copy_rows_params;
+
+/* Of 16-bit numbers. */
+int kv_copy_rows(const kv_copy_rows_params *params, kv_stream stream);
+
+/* ---- norm.cu ---- */
+
+typedef struct {
+  const void *x;      /* [rows][x_stride] */
+  int64_t x_stride;
+  const void *weight; /* [width] */
+  void *out;          /* [rows][out_stride] */
+  int64_t out_stride;
+  int32_t rows;
+  int32_t width;
+  float eps;
+  int32_t dtype;
+} kv_norm_params;
+
+/* out = weight * x / sqrt(mean(x^2) + eps) */
+int kv_norm(const kv_norm_params *params, kv_stream stream);
+
+/* ---- rope_store.cu ---- */
+
+typedef struct {
+  void *qkv;             /* [tokens][stride] queries, keys, values; queries and keys are rotated in place */
+  int64_t stride;
+  const float *angles;   /* [tokens][head_dim / 2][2] */
+  const int32_t *stores; /* [tokens] */
+  void *keys;            /* [slots][kv_heads * head_dim] */
+  void *values;
+  int32_t tokens;
+  int32_t heads, kv_heads, head_dim;
+  int32_t dtype;
+} kv_rope_store_params;
+
+int kv_rope_store(const kv_rope_store_params *params, kv_stream stream);
+
+/* ---- gate.cu ---- */
+
+typedef struct {
+  const void *gate_up; /* [rows][stride] gates, then what they multiply */
+  int64_t stride;
+  void *out;           /* [rows][out_stride] */
+  int64_t out_stride;
+  int32_t rows;
+  int32_t width;       /* of out */
+  int32_t activation;
+  int32_t dtype;
+} kv_gate_params;
+
+int kv_gate(const kv_gate_params *params, kv_stream stream);
+
+/* ---- fill_random.cu: weights that no file holds ---- */
+
+typedef struct {
+  void *out;           /* [rows][out_stride] */
+  int64_t out_stride;
+  int64_t rows, columns;
+  int64_t first_row, first_column, all_columns; /* of the rectangle in the whole tensor */
+  uint64_t stream;     /* the tensor's */
+  float reach;         /* numbers are uniform in +- reach */
+  int32_t dtype;
+} kv_fill_random_params;
+
+int kv_fill_random(const kv_fill_random_params *params, kv_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

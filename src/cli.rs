@@ -68,7 +68,7 @@ pub struct ShardArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub device: Device,
-    /// Dtype of the weights; the CPU computes in float32 whatever is stored
+    /// Dtype of weights and activations [default: as stored]; the CPU computes in float32 whatever is stored
     #[arg(long, env = "DTYPE", value_enum)]
     pub dtype: Option<Dtype>,
     /// Dtype of keys and values
@@ -112,15 +112,15 @@ pub struct ShardArgs {
     /// By how much; alone it means linear scaling
     #[arg(long, env = "ROPE_FACTOR")]
     pub rope_factor: Option<f32>,
-    /// Slots of the KV pool, one a token [default: a quarter of the free memory, at most 131072]
+    /// Slots of the KV pool, one a token [default: all the memory that a GPU has left; on the CPU a quarter of what is free, at most 131072]
     #[arg(long)]
     pub pool_tokens: Option<u32>,
     /// Slots of the pool kept for requests that come without slots [default: 1/64 of the pool, at least 1024]
     #[arg(long)]
     pub own_slots: Option<u32>,
-    /// Live requests that the device holds
-    #[arg(long, default_value_t = 64)]
-    pub max_lanes: u32,
+    /// Live requests that the device holds [default: 1024 on a GPU, 64 on the CPU]
+    #[arg(long)]
+    pub max_lanes: Option<u32>,
     /// Prompt tokens in one step until a router's Warmup says otherwise
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 4096)]
     pub max_batch_prefill_tokens: u32,

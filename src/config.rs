@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-pub use shard::{Role, ShardConfig};
+pub use shard::{Compute, Role, ShardConfig, own_slots_of};
 pub use source::{ModelSource, WeightFiles};
 
 use crate::cli::{DownloadArgs, GenerateArgs, InspectArgs, LogArgs, ServeArgs, SocketArgs};

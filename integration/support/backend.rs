@@ -1,12 +1,14 @@
 //! The real CPU backend, of which one op can be made to fail in the middle of a step.
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use kvshard::backend::cpu::stored::Weight;
 use kvshard::backend::cpu::{Cpu, Kv, NormWeight, Step, Tensor};
 use kvshard::backend::step::{StepInput, StepOutput};
-use kvshard::backend::{Backend, Heads, LinearPart, LogitRows, StepShape};
+use kvshard::backend::{Backend, Heads, LinearPart, LogitRows, StepShape, Tuned};
 use kvshard::error::Result;
+use kvshard::model::checkpoint::DType;
 use kvshard::model::spec::{Activation, DecoderSpec, Mask, Norm};
 use kvshard::model::weights::TensorPart;
 
@@ -18,13 +20,17 @@ pub struct Faulty {
 
 impl Backend for Faulty {
     const DEVICE: &'static str = Cpu::DEVICE;
-    const DTYPE: &'static str = Cpu::DTYPE;
 
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
     type Kv = Kv;
     type Step = Step;
+    type Graph = Infallible;
+
+    fn dtype(&self) -> DType {
+        self.inner.dtype()
+    }
 
     fn attach(&mut self) -> Result<()> {
         self.inner.attach()
@@ -38,8 +44,12 @@ impl Backend for Faulty {
         self.inner.tensor(rows, width)
     }
 
-    fn norm(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
-        self.inner.norm(kind, weight)
+    fn logits(&self, rows: usize, width: usize) -> Result<Tensor> {
+        self.inner.logits(rows, width)
+    }
+
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
+        self.inner.norm_weight(kind, weight)
     }
 
     fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
@@ -58,23 +68,64 @@ impl Backend for Faulty {
         self.inner.begin(input, step)
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+
+    fn prepare(&self, _layers: &[Tuned<'_, Faulty>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn capture(
+        &self,
+        rows: usize,
+        step: &mut Step,
+        record: impl FnOnce(&mut Step) -> Result<()>,
+    ) -> Result<Option<Infallible>> {
+        self.inner.capture(rows, step, record)
+    }
+
+    fn replay(&self, graph: &Infallible, step: &mut Step) -> Result<()> {
+        self.inner.replay(graph, step)
+    }
+
+    fn lay_out(&self, step: &mut Step) -> Result<()> {
+        self.inner.lay_out(step)
+    }
+
     fn embed(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
         self.inner.embed(table, step, out)
     }
 
-    fn add_norm(
-        &self,
-        norm: &NormWeight,
-        rows: usize,
-        branch: Option<&Tensor>,
-        residual: &mut Tensor,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        self.inner.add_norm(norm, rows, branch, residual, out)
+    fn norm(&self, norm: &NormWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.inner.norm(norm, rows, x, out)
     }
 
     fn linear(&self, weight: &Weight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
         self.inner.linear(weight, rows, x, out)
+    }
+
+    fn linear_add(
+        &self,
+        weight: &Weight,
+        rows: usize,
+        x: &Tensor,
+        branch: &mut Tensor,
+        residual: &mut Tensor,
+    ) -> Result<()> {
+        self.inner.linear_add(weight, rows, x, branch, residual)
+    }
+
+    fn linear_gate(
+        &self,
+        weight: &Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Tensor,
+        gate_up: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.inner.linear_gate(weight, activation, rows, x, gate_up, out)
     }
 
     fn rope_store(&self, heads: Heads, step: &Step, qkv: &mut Tensor, kv: &mut Kv) -> Result<()> {
@@ -92,10 +143,6 @@ impl Backend for Faulty {
     ) -> Result<()> {
         (self.before_attend)()?;
         self.inner.attend(heads, mask, step, qkv, kv, out)
-    }
-
-    fn gate(&self, activation: Activation, rows: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
-        self.inner.gate(activation, rows, gate_up, out)
     }
 
     fn select(&self, wanted: &LogitRows, step: &Step, x: &Tensor, out: &mut Tensor) -> Result<()> {

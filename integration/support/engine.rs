@@ -8,7 +8,7 @@ use kvshard::engine::{EngineConfig, EngineHandle};
 use kvshard::model::checkpoint::Checkpoint;
 use kvshard::model::families;
 use kvshard::model::weights::Weights;
-use kvshard::model::{self, Options};
+use kvshard::model::{self, Device, Options, PoolSize};
 use kvshard::text::Tokenizer;
 
 /// Sizes of an engine.
@@ -41,7 +41,7 @@ pub fn start_patient_engine(folder: &Path, options: EngineOptions, patience: Pat
     let model = families::resolve(&families::read_config(folder).unwrap()).unwrap();
     let weights = Weights::open(&Checkpoint::open(folder).unwrap(), &model.spec, &model.names).unwrap();
     let config = EngineConfig {
-        own_slots: options.own_slots,
+        own_slots: Some(options.own_slots),
         max_prefill_tokens: options.max_prefill_tokens,
         eos: Arc::new([]),
         abandoned_after: patience.abandoned_after,
@@ -49,7 +49,9 @@ pub fn start_patient_engine(folder: &Path, options: EngineOptions, patience: Pat
     };
     let sizes = Options {
         n_ranks: options.n_ranks,
-        n_slots: options.n_slots as usize,
+        device: Device::Cpu,
+        pool: PoolSize::Slots(options.n_slots as usize),
+        graphs: false,
         n_lanes: options.n_lanes as usize,
         max_step_tokens: options.max_step_tokens as usize,
     };

@@ -9,11 +9,11 @@ mod sampling;
 
 use super::random::philox;
 use super::step::{Feed, LaneStart, Row, SamplingParams, StepInput};
-use super::{Backend, LinearPart, StepShape};
+use super::{Backend, Heads, LinearPart, StepShape};
 use crate::ids::Lane;
 use crate::model::checkpoint::{DType, StoredTensor};
 use crate::model::rope::Frequencies;
-use crate::model::spec::{Rope, RopeScaling};
+use crate::model::spec::{Mask, Rope, RopeScaling};
 use crate::model::weights::TensorPart;
 
 /// What the tests need besides the ops: numbers in and out.
@@ -41,8 +41,8 @@ macro_rules! conformance {
             use super::*;
 
             conformance!(@tests $new;
-                rows: embed_takes_the_ranks_rows_only, add_norm_adds_then_norms, linear_is_a_matrix_product,
-                    linear_reads_a_rectangle_of_what_is_stored, gate_multiplies,
+                rows: embed_takes_the_ranks_rows_only, norm_has_unit_mean_square, linear_is_a_matrix_product,
+                    linear_reads_a_rectangle_of_what_is_stored, linear_add_adds, linear_gate_multiplies,
                     select_copies_the_wanted_rows;
                 attention: rope_store_rotates_and_stores, attend_over_every_length, attend_over_every_shape,
                     attend_over_ragged_rows;
@@ -62,6 +62,18 @@ macro_rules! conformance {
 }
 
 conformance!(cpu, crate::backend::cpu::Cpu::alone());
+// These need a GPU, and fail without one: who builds with the feature means to use it.
+#[cfg(feature = "cuda")]
+conformance!(cuda_bf16, cuda(DType::BF16));
+#[cfg(feature = "cuda")]
+conformance!(cuda_f16, cuda(DType::F16));
+
+#[cfg(feature = "cuda")]
+fn cuda(dtype: DType) -> crate::backend::cuda::Cuda {
+    let mut cuda = crate::backend::cuda::Cuda::new(0, dtype).unwrap();
+    cuda.attach().unwrap();
+    cuda
+}
 
 impl Probe for crate::backend::cpu::Cpu {
     fn fill(&self, tensor: &mut Self::Tensor, numbers: &[f32]) {
@@ -85,9 +97,12 @@ impl Probe for crate::backend::cpu::Cpu {
     const TOLERANCE: f64 = 2e-6;
 }
 
-/// Numbers in [−1, 1).
+/// Numbers in [−1, 1] that every dtype holds exactly.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    (0..n as u32).map(|i| philox([i, 0, 0, 0], [seed, 0])[0] as f32 / 2f32.powi(31) - 1.0).collect()
+    let number = |i: u32| philox([i, 0, 0, 0], [seed, 0])[0] as f32 / 2f32.powi(31) - 1.0;
+    // Not so small that f16 would round them.
+    let held = |x: f32| half::bf16::from_f32(if x.abs() < 1e-3 { 0.125 } else { x }).to_f32();
+    (0..n as u32).map(|i| held(number(i))).collect()
 }
 
 /// A whole tensor, stored.
@@ -163,9 +178,9 @@ impl Ragged {
     }
 
     /// The step, begun.
-    fn begin<B: Backend>(&self, backend: &B, head_dim: usize) -> B::Step {
-        let mut step = new_step(backend, head_dim);
-        backend.begin(&self.input, &mut step).unwrap();
+    fn begin<B: Backend>(&self, backend: &B, heads: Heads) -> B::Step {
+        let mut step = new_step(backend, heads);
+        begin(backend, &self.input, &mut step);
         step
     }
 }
@@ -173,11 +188,28 @@ impl Ragged {
 const VOCAB: usize = 50;
 const ROPE_BASE: f64 = 10_000.0;
 
-fn new_step<B: Backend>(backend: &B, head_dim: usize) -> B::Step {
+/// Where a test is not about heads.
+const ONE_HEAD: Heads = Heads { heads: 1, kv_heads: 1, head_dim: 8 };
+const MASKS: [Mask; 4] =
+    [Mask::Causal, Mask::Window { window: 1 }, Mask::Window { window: 7 }, Mask::Window { window: 64 }];
+
+fn new_step<B: Backend>(backend: &B, heads: Heads) -> B::Step {
     let rope = Rope { base: ROPE_BASE, scaling: RopeScaling::Unscaled };
-    let frequencies = Frequencies::new(&rope, head_dim);
-    let shape = StepShape { max_tokens: 128, n_lanes: 8, max_positions: 128, vocab: VOCAB, frequencies };
+    let shape = StepShape {
+        max_tokens: 128,
+        n_lanes: 8,
+        max_positions: 128,
+        vocab: VOCAB,
+        frequencies: Frequencies::new(&rope, heads.head_dim),
+        masks: MASKS.to_vec(),
+        heads,
+    };
     backend.step(shape).unwrap()
+}
+
+fn begin<B: Backend>(backend: &B, input: &StepInput, step: &mut B::Step) {
+    backend.begin(input, step).unwrap();
+    backend.lay_out(step).unwrap();
 }
 
 fn linear_part(weight: TensorPart, bias: Option<TensorPart>) -> LinearPart {

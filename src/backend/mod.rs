@@ -6,10 +6,13 @@
 #[cfg(test)]
 mod conformance;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod random;
 pub mod step;
 
 use crate::error::Result;
+use crate::model::checkpoint::DType;
 use crate::model::rope::Frequencies;
 use crate::model::spec::{Activation, DecoderSpec, Mask, Norm};
 use crate::model::weights::TensorPart;
@@ -53,6 +56,29 @@ pub struct LinearPart {
     pub bias: Option<TensorPart>,
 }
 
+/// Linear layers of one shape, whose speed matters.
+pub struct Tuned<'a, B: Backend> {
+    /// The layers.
+    pub weights: Vec<&'a B::Weight>,
+    /// What becomes of their products.
+    pub product: Product,
+    /// Numbers of rows that they will see, ascending; those between them count as the next larger one.
+    pub rows: Vec<usize>,
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Product {
+    /// [`Backend::linear`].
+    Stored,
+    /// [`Backend::linear`] into f32.
+    Logits,
+    /// [`Backend::linear_add`].
+    Added,
+    /// [`Backend::linear_gate`].
+    Gated(Activation),
+}
+
 /// What a step's arrays and lanes are sized for.
 #[derive(Debug, Clone)]
 pub struct StepShape {
@@ -66,6 +92,10 @@ pub struct StepShape {
     pub vocab: usize,
     /// Of the rotary embedding.
     pub frequencies: Frequencies,
+    /// The masks of the layers, each once.
+    pub masks: Vec<Mask>,
+    /// Heads of a layer on this rank.
+    pub heads: Heads,
 }
 
 /// Which positions' logits are wanted, among those that the step feeds.
@@ -81,8 +111,6 @@ pub enum LogitRows {
 pub trait Backend: Sized {
     /// Its name, as `Info` reports it.
     const DEVICE: &'static str;
-    /// What it computes in, as `Info` reports it.
-    const DTYPE: &'static str;
 
     /// Activations: a row-major matrix of numbers, of which a step uses the first rows.
     type Tensor;
@@ -94,6 +122,11 @@ pub trait Backend: Sized {
     type Kv;
     /// The lanes, and the arrays of the step under way.
     type Step;
+    /// Ops recorded once, to be run again as one.
+    type Graph;
+
+    /// What it computes in.
+    fn dtype(&self) -> DType;
 
     /// Called once by the thread that makes all later calls, before any of them.
     ///
@@ -110,8 +143,11 @@ pub trait Backend: Sized {
     /// An uninitialised `[rows, width]`.
     fn tensor(&self, rows: usize, width: usize) -> Result<Self::Tensor>;
 
+    /// An uninitialised `[rows, width]` of f32, for logits.
+    fn logits(&self, rows: usize, width: usize) -> Result<Self::Tensor>;
+
     /// A norm of `[hidden]` weights.
-    fn norm(&self, kind: Norm, weight: &TensorPart) -> Result<Self::Norm>;
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<Self::Norm>;
 
     /// A linear layer of `[Σ out, in]`.
     fn weight(&self, parts: &[LinearPart]) -> Result<Self::Weight>;
@@ -122,22 +158,37 @@ pub trait Backend: Sized {
     /// Lanes, and the arrays of a step.
     fn step(&self, shape: StepShape) -> Result<Self::Step>;
 
-    /// Starts lanes and lays out the step: tokens (of [`step::Feed::Last`]: what the lane sampled last), positions,
-    /// the slots that are stored to, cosines and sines.
+    /// Bytes of device memory still free, where the device can tell.
+    fn free_bytes(&self) -> Option<u64>;
+
+    /// Makes everything ready that the first step would otherwise wait for: measures which of several algorithms is
+    /// best for these layers, for example. Called once, after the loading.
+    fn prepare(&self, layers: &[Tuned<'_, Self>]) -> Result<()>;
+
+    /// Takes the step's description to the device and starts lanes.
     fn begin(&self, input: &StepInput, step: &mut Self::Step) -> Result<()>;
+
+    /// Records the ops of a decode step of `rows` rows, so that they can be run as one; `None` where there is no such
+    /// thing. Whoever records runs nothing.
+    fn capture(
+        &self,
+        rows: usize,
+        step: &mut Self::Step,
+        record: impl FnOnce(&mut Self::Step) -> Result<()>,
+    ) -> Result<Option<Self::Graph>>;
+
+    /// Runs the recorded ops for the step that began last, which has at most as many rows, all of them decoding.
+    fn replay(&self, graph: &Self::Graph, step: &mut Self::Step) -> Result<()>;
+
+    /// Lays out the step that began: tokens (of [`step::Feed::Last`]: what the lane sampled last), positions, the slots
+    /// that are stored to, cosines and sines.
+    fn lay_out(&self, step: &mut Self::Step) -> Result<()>;
 
     /// `out[t] = table[token of t]`, or zeros where the table is a rank's part and another rank has the row.
     fn embed(&self, table: &Self::Weight, step: &Self::Step, out: &mut Self::Tensor) -> Result<()>;
 
-    /// `residual += branch`, then `out = norm(residual)`.
-    fn add_norm(
-        &self,
-        norm: &Self::Norm,
-        rows: usize,
-        branch: Option<&Self::Tensor>,
-        residual: &mut Self::Tensor,
-        out: &mut Self::Tensor,
-    ) -> Result<()>;
+    /// `out = norm(x)`.
+    fn norm(&self, norm: &Self::Norm, rows: usize, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
     /// `out = x · weightᵀ + bias`.
     fn linear(
@@ -148,8 +199,29 @@ pub trait Backend: Sized {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// Rotates queries and keys by their positions, in place, and stores keys and values in the slots of their
-    /// positions, but for those below [`step::Row::store_from`].
+    /// `residual += x · weightᵀ + bias`, summed over the ranks in their order. `branch` is scratch.
+    fn linear_add(
+        &self,
+        weight: &Self::Weight,
+        rows: usize,
+        x: &Self::Tensor,
+        branch: &mut Self::Tensor,
+        residual: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out = act(gate) ∘ up`, where `[gate | up] = x · weightᵀ + bias`. `gate_up` is scratch.
+    fn linear_gate(
+        &self,
+        weight: &Self::Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Self::Tensor,
+        gate_up: &mut Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Rotates queries by their positions, in place, and stores rotated keys and values in the slots of their positions,
+    /// but for those below [`step::Row::store_from`]. What then stands in `qkv` beside the queries is undefined.
     fn rope_store(
         &self,
         heads: Heads,
@@ -167,15 +239,6 @@ pub trait Backend: Sized {
         step: &Self::Step,
         qkv: &Self::Tensor,
         kv: &Self::Kv,
-        out: &mut Self::Tensor,
-    ) -> Result<()>;
-
-    /// `out = act(gate) ∘ up`, of `[rows, gate | up]`.
-    fn gate(
-        &self,
-        activation: Activation,
-        rows: usize,
-        gate_up: &Self::Tensor,
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
@@ -208,7 +271,7 @@ pub trait Backend: Sized {
     /// On every rank, the lanes take the tokens that rank 0 chose.
     fn advance(&self, step: &mut Self::Step) -> Result<()>;
 
-    /// Waits for the step; on rank 0, what it produced.
+    /// Waits for the oldest step under way; on rank 0, what it produced.
     fn output(&self, step: &mut Self::Step) -> Result<StepOutput>;
 
     /// Tells the other ranks that this one has failed, so that who waits for it gets an error instead.

@@ -35,6 +35,9 @@ fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io
     writeln!(out, "  intermediates   {}", mebibytes(memory.activation_bytes))?;
     writeln!(out, "  logits          {}", mebibytes(memory.logit_bytes))?;
     writeln!(out, "  lanes           {}", mebibytes(memory.lane_bytes))?;
+    if memory.headroom_bytes > 0 {
+        writeln!(out, "  left free       {}", mebibytes(memory.headroom_bytes))?;
+    }
     writeln!(out, "  in all          {}", mebibytes(memory.rank_total_bytes))?;
     writeln!(out)?;
     writeln!(out, "KV pool           {} slots of {} bytes", plan.n_slots, memory.kv_bytes_per_slot)?;

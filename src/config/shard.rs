@@ -33,6 +33,10 @@ pub struct ShardConfig {
     pub world_size: usize,
     /// The weights' dtype; `None`: as stored.
     pub dtype: Option<Dtype>,
+    /// Where it computes.
+    pub compute: Compute,
+    /// Whether decode steps are recorded into graphs, where there are such.
+    pub graphs: bool,
     /// Where weights come from.
     pub load_format: LoadFormat,
     /// The operator's rotary scaling.
@@ -61,6 +65,25 @@ pub struct ShardConfig {
     pub fault: Option<InjectedFault>,
 }
 
+/// Where a shard computes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Compute {
+    /// On the processor.
+    Cpu {
+        /// Why not on a GPU, where one would have been taken.
+        why: Option<String>,
+    },
+    /// On NVIDIA GPUs.
+    Cuda {
+        /// Share of a GPU's memory that may be used, in (0, 1].
+        memory_fraction: f32,
+    },
+}
+
+/// Lanes of a GPU, unless the operator says otherwise.
+const GPU_LANES: u32 = 1024;
+/// Lanes of the CPU, unless the operator says otherwise.
+const CPU_LANES: u32 = 64;
 /// Largest pool that is made without being asked for.
 const DEFAULT_POOL_TOKENS: u64 = 131_072;
 /// Ranks in one process, at most.
@@ -70,12 +93,17 @@ impl ShardConfig {
     pub(super) fn new(model: Option<String>, args: ShardArgs) -> Result<ShardConfig, Refusal> {
         refuse_what_is_not_there(&args)?;
         let (role, world_size) = role(&args)?;
-        if args.max_lanes == 0 || args.max_batch_prefill_tokens == 0 {
+        let compute = compute(&args)?;
+        let max_lanes = args.max_lanes.unwrap_or(match compute {
+            Compute::Cpu { .. } => CPU_LANES,
+            Compute::Cuda { .. } => GPU_LANES,
+        });
+        if max_lanes == 0 || args.max_batch_prefill_tokens == 0 {
             return refuse("--max-lanes and --max-batch-prefill-tokens must be at least 1");
         }
-        let max_step_tokens = args.max_step_tokens.unwrap_or_else(|| {
-            args.max_batch_prefill_tokens.saturating_add(args.max_lanes).saturating_add(1)
-        });
+        let max_step_tokens = args
+            .max_step_tokens
+            .unwrap_or_else(|| args.max_batch_prefill_tokens.saturating_add(max_lanes).saturating_add(1));
         Ok(ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,
@@ -87,7 +115,10 @@ impl ShardConfig {
             load_format: args.load_format,
             pool_tokens: args.pool_tokens,
             own_slots: args.own_slots,
-            max_lanes: args.max_lanes,
+            max_lanes,
+            compute,
+            // As `text-generation-launcher` turns them off.
+            graphs: args.cuda_graphs != [0],
             max_prefill_tokens: args.max_batch_prefill_tokens,
             max_step_tokens,
             prompt_logprobs: args.enable_prefill_logprobs,
@@ -123,18 +154,41 @@ impl ShardConfig {
         Ok(u32::try_from(slots).unwrap_or(u32::MAX))
     }
 
-    /// Slots kept for requests without slots, in a pool of `n_slots`: what was asked for, else a 64th and at least
-    /// 1024, but never more than half.
+    /// Slots kept for requests without slots, in a pool of `n_slots`.
     pub fn own_slots_of(&self, n_slots: u32) -> u32 {
-        let default = (n_slots / 64).max(1024).min(n_slots / 2);
-        self.own_slots.unwrap_or(default).min(n_slots.saturating_sub(1))
+        own_slots_of(self.own_slots, n_slots)
     }
 }
 
-fn refuse_what_is_not_there(args: &ShardArgs) -> Result<(), Refusal> {
-    if args.device == Device::Cuda {
-        return refuse("--device cuda: this build computes on the CPU only");
+/// Slots kept for requests without slots, in a pool of `n_slots`: what was asked for, else a 64th and at least 1024, but
+/// never more than half.
+pub fn own_slots_of(asked: Option<u32>, n_slots: u32) -> u32 {
+    let default = (n_slots / 64).max(1024).min(n_slots / 2);
+    asked.unwrap_or(default).min(n_slots.saturating_sub(1))
+}
+
+/// The GPU if there is one and nobody wants the CPU.
+fn compute(args: &ShardArgs) -> Result<Compute, Refusal> {
+    let cuda = Compute::Cuda { memory_fraction: args.cuda_memory_fraction };
+    match (args.device, gpu()) {
+        (Device::Cpu, _) => Ok(Compute::Cpu { why: None }),
+        (_, Ok(())) => Ok(cuda),
+        (Device::Auto, Err(why)) => Ok(Compute::Cpu { why: Some(why) }),
+        (Device::Cuda, Err(why)) => refuse(format!("--device cuda: {why}")),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu() -> Result<(), String> {
+    crate::backend::cuda::probe()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Result<(), String> {
+    Err("this build computes on the CPU only".to_owned())
+}
+
+fn refuse_what_is_not_there(args: &ShardArgs) -> Result<(), Refusal> {
     if let Some(method) = given(&args.quantize) {
         return refuse(format!("--quantize {method}: quantised weights are not supported"));
     }
@@ -145,9 +199,13 @@ fn refuse_what_is_not_there(args: &ShardArgs) -> Result<(), Refusal> {
         return refuse(format!("--lora-adapters {adapters}: adapters are not supported"));
     }
     if let Some(dtype) = given(&args.kv_cache_dtype)
-        && !["auto", "float32"].contains(&dtype)
+        && dtype != "auto"
+        && args.dtype.map(Dtype::name) != Some(dtype)
+        && (dtype, args.device) != ("float32", Device::Cpu)
     {
-        return refuse(format!("--kv-cache-dtype {dtype}: on the CPU, keys and values are float32"));
+        return refuse(format!(
+            "--kv-cache-dtype {dtype}: keys and values are kept in the dtype of computation"
+        ));
     }
     if !(args.cuda_memory_fraction > 0.0 && args.cuda_memory_fraction <= 1.0) {
         return refuse(format!("--cuda-memory-fraction {} is not in (0, 1]", args.cuda_memory_fraction));

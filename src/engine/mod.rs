@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Budget, CachedBatch, Lanes, Request, Store};
+use crate::config::own_slots_of;
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, Protocol, RequestId};
 use crate::model::executor::Executor;
@@ -29,8 +30,9 @@ pub use thread::EngineHandle;
 /// What the engine is configured with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
-    /// Slots kept for requests that the shard places itself; the router is told of the rest.
-    pub own_slots: u32,
+    /// Slots kept for requests that the shard places itself, if not as [`own_slots_of`] has it; the router is told of the
+    /// rest.
+    pub own_slots: Option<u32>,
     /// Prompt tokens in one step before a Warmup says otherwise.
     pub max_prefill_tokens: u32,
     /// The model's end-of-text ids.
@@ -80,8 +82,9 @@ impl Engine {
         executor: Box<dyn Executor>,
     ) -> Result<Engine> {
         let info = executor.info();
-        check_sizes(info.n_slots, config.own_slots, info.n_lanes, info.max_step_tokens)?;
-        let pool = Pool::new(info.n_slots, config.own_slots)?;
+        let own_slots = own_slots_of(config.own_slots, info.n_slots);
+        check_sizes(info.n_slots, own_slots, info.n_lanes, info.max_step_tokens)?;
+        let pool = Pool::new(info.n_slots, own_slots)?;
         let max_total_tokens = info.max_positions.min(pool.n_router_slots());
         let capacity = Capacity {
             max_supported_total_tokens: pool.n_router_slots(),

@@ -4,7 +4,7 @@ use super::names::{LayerRole, Role};
 use super::spec::{self, DecoderSpec, Mask};
 use super::upload::Upload;
 use super::workspace::Workspace;
-use crate::backend::{Backend, Heads};
+use crate::backend::{Backend, Heads, Product};
 use crate::error::{Error, Result};
 
 /// A rank's heads of one layer.
@@ -47,31 +47,24 @@ impl<B: Backend> Attention<B> {
         })
     }
 
-    /// Adds the branch before it to the residual stream, and leaves its own in [`Workspace::branch`].
+    /// Adds the branch to the residual stream.
     pub fn forward(
         &self,
         backend: &B,
         rows: usize,
-        pending: Pending,
         step: &B::Step,
         kv: &mut B::Kv,
         ws: &mut Workspace<B>,
     ) -> Result<()> {
-        let branch = (pending == Pending::Branch).then_some(&ws.branch);
-        backend.add_norm(&self.norm, rows, branch, &mut ws.residual, &mut ws.normed)?;
+        backend.norm(&self.norm, rows, &ws.residual, &mut ws.normed)?;
         backend.linear(&self.qkv, rows, &ws.normed, &mut ws.qkv)?;
         backend.rope_store(self.heads, step, &mut ws.qkv, kv)?;
         backend.attend(self.heads, self.mask, step, &ws.qkv, kv, &mut ws.attended)?;
-        backend.linear(&self.out, rows, &ws.attended, &mut ws.branch)?;
-        backend.all_reduce(rows, &mut ws.branch)
+        backend.linear_add(&self.out, rows, &ws.attended, &mut ws.branch, &mut ws.residual)
     }
-}
 
-/// What the next norm has to add to the residual stream first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pending {
-    /// The stream holds the embedding.
-    Nothing,
-    /// [`Workspace::branch`].
-    Branch,
+    /// The layers, and what becomes of their products.
+    pub fn products(&self) -> [(&B::Weight, Product); 2] {
+        [(&self.qkv, Product::Stored), (&self.out, Product::Added)]
+    }
 }

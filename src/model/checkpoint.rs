@@ -82,6 +82,21 @@ pub struct StoredTensor {
     pub shape: Vec<usize>,
     file: Backing,
     range: Range<usize>,
+    random: Option<Random>,
+}
+
+/// Numbers that are not stored but made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Random {
+    /// All the same.
+    Constant(f32),
+    /// Uniform in ±`reach`: number `i` of the tensor, row-major, is `reach` times [`signed_unit`] of `stream + i`.
+    Uniform {
+        /// The tensor's.
+        stream: u64,
+        /// Largest magnitude.
+        reach: f32,
+    },
 }
 
 impl StoredTensor {
@@ -98,17 +113,23 @@ impl StoredTensor {
             )));
         }
         let range = 0..bytes.len();
-        Ok(StoredTensor { dtype, shape, file: Arc::new(bytes), range }.aligned())
+        Ok(StoredTensor { dtype, shape, file: Arc::new(bytes), range, random: None }.aligned())
     }
 
-    /// Little-endian numbers, row-major, at an address that is a multiple of the dtype's size.
+    /// Little-endian numbers, row-major, at an address that is a multiple of the dtype's size; none where they are to be
+    /// made, see [`StoredTensor::random`].
     pub fn bytes(&self) -> &[u8] {
         &(*self.file).as_ref()[self.range.clone()]
     }
 
+    /// How the numbers are made, where they are not stored.
+    pub fn random(&self) -> Option<Random> {
+        self.random
+    }
+
     /// Number of numbers.
     pub fn n_elements(&self) -> usize {
-        self.range.len() / self.dtype.size_bytes()
+        self.shape.iter().product()
     }
 
     /// The same tensor at an address that suits its dtype. Writers pad their headers, so files need this copy only
@@ -156,6 +177,7 @@ struct Entry {
     shape: Vec<usize>,
     file: Backing,
     range: Range<usize>,
+    random: Option<Random>,
 }
 
 /// The tensors of a model, by name. Opening one reads headers only.
@@ -193,16 +215,33 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Exhausted`] when they do not fit in memory.
     pub fn dummy(spec: &DecoderSpec, names: &Names, dtype: DType, seed: u64) -> Result<Checkpoint> {
-        let mut tensors = BTreeMap::new();
-        for (number, role) in names::roles(spec).into_iter().enumerate() {
-            let shape = role.shape(spec);
-            let stream = mix(seed ^ mix(number as u64));
-            let bytes = random_bytes(role, &shape, dtype, stream)?;
-            let range = 0..bytes.len();
-            let entry = Entry { dtype: dtype.into(), shape, file: Arc::new(bytes), range };
-            tensors.insert(names.first(role), entry);
+        let mut checkpoint = Checkpoint::dummy_unmade(spec, names, dtype, seed);
+        for entry in checkpoint.tensors.values_mut() {
+            if let Some(random) = entry.random.take() {
+                let bytes = random_bytes(random, entry.shape.iter().product(), dtype)?;
+                (entry.range, entry.file) = (0..bytes.len(), Arc::new(bytes));
+            }
         }
-        Ok(Checkpoint { tensors })
+        Ok(checkpoint)
+    }
+
+    /// The weights of [`Checkpoint::dummy`], for a device that makes them itself.
+    pub fn dummy_unmade(spec: &DecoderSpec, names: &Names, dtype: DType, seed: u64) -> Checkpoint {
+        let entry = |(number, role): (usize, Role)| {
+            let shape = role.shape(spec);
+            let random = match shape.get(1) {
+                Some(&columns) => Random::Uniform {
+                    stream: mix(seed ^ mix(number as u64)),
+                    // Uniform in ±a has the variance a²/3.
+                    reach: (3.0 / columns as f32).sqrt(),
+                },
+                None => Random::Constant(if role.is_norm() { 1.0 } else { 0.0 }),
+            };
+            let file: Backing = Arc::new(Vec::new());
+            let entry = Entry { dtype: dtype.into(), shape, file, range: 0..0, random: Some(random) };
+            (names.first(role), entry)
+        };
+        Checkpoint { tensors: names::roles(spec).into_iter().enumerate().map(entry).collect() }
     }
 
     /// The names of all tensors, in order.
@@ -226,8 +265,8 @@ impl Checkpoint {
                 )));
             }
         };
-        let Entry { shape, file, range, .. } = entry.clone();
-        Ok(Some(StoredTensor { dtype, shape, file, range }.aligned()))
+        let Entry { shape, file, range, random, .. } = entry.clone();
+        Ok(Some(StoredTensor { dtype, shape, file, range, random }.aligned()))
     }
 
     fn open_sharded(folder: &Path) -> Result<Checkpoint> {
@@ -302,6 +341,7 @@ impl Checkpoint {
             shape: info.shape.clone(),
             file: Arc::clone(&file),
             range: start + info.data_offsets.0..start + info.data_offsets.1,
+            random: None,
         };
         let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
         Ok(Checkpoint { tensors })
@@ -338,23 +378,22 @@ pub fn read_limited(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
 }
 
 /// One dummy tensor, little-endian.
-fn random_bytes(role: Role, shape: &[usize], dtype: DType, stream: u64) -> Result<Vec<u8>> {
+fn random_bytes(random: Random, n: usize, dtype: DType) -> Result<Vec<u8>> {
     const CHUNK: usize = 1 << 16;
-    let n_bytes = shape.iter().product::<usize>() * dtype.size_bytes();
+    let n_bytes = n * dtype.size_bytes();
     let mut bytes = Vec::new();
     bytes
         .try_reserve_exact(n_bytes)
         .map_err(|_| Error::Exhausted(format!("no memory for a dummy tensor of {n_bytes} bytes")))?;
     bytes.resize(n_bytes, 0);
-    // Uniform in ±a has the variance a²/3.
-    let reach = shape.get(1).map(|&columns| (3.0 / columns as f32).sqrt());
-    let constant = if role.is_norm() { 1.0 } else { 0.0 };
     let size = dtype.size_bytes();
     bytes.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, bytes)| {
         for (i, number) in bytes.chunks_exact_mut(size).enumerate() {
-            let value = match reach {
-                Some(reach) => reach * signed_unit(stream.wrapping_add((chunk * CHUNK + i) as u64)),
-                None => constant,
+            let value = match random {
+                Random::Uniform { stream, reach } => {
+                    reach * signed_unit(stream.wrapping_add((chunk * CHUNK + i) as u64))
+                }
+                Random::Constant(value) => value,
             };
             match dtype {
                 DType::F32 => number.copy_from_slice(&value.to_le_bytes()),
@@ -367,7 +406,7 @@ fn random_bytes(role: Role, shape: &[usize], dtype: DType, stream: u64) -> Resul
 }
 
 /// A number in [−1, 1), a function of the counter.
-fn signed_unit(counter: u64) -> f32 {
+pub fn signed_unit(counter: u64) -> f32 {
     (mix(counter) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 

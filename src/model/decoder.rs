@@ -1,13 +1,13 @@
 //! The forward pass, once for every family and every backend.
 
-use super::attention::{Attention, Pending};
+use super::attention::Attention;
 use super::kv::KvPool;
 use super::mlp::Mlp;
 use super::names::Role;
 use super::spec::{DecoderSpec, Head};
 use super::upload::Upload;
 use super::workspace::{Widths, Workspace};
-use crate::backend::{Backend, LogitRows};
+use crate::backend::{Backend, LogitRows, Product, Tuned};
 use crate::error::{Error, Result};
 
 /// A rank's part of a decoder-only transformer.
@@ -69,8 +69,8 @@ impl<B: Backend> Decoder<B> {
         self.layers.iter().map(|layer| &layer.attention)
     }
 
-    /// From tokens to the final norm of every position, in [`Workspace::normed`]. `rows` is the step's number of
-    /// tokens.
+    /// From tokens to the residual stream after the last layer, in [`Workspace::residual`]. `rows` is the step's number
+    /// of tokens.
     pub fn forward(
         &self,
         backend: &B,
@@ -81,13 +81,29 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         backend.embed(&self.embedding, step, &mut ws.residual)?;
         backend.all_reduce(rows, &mut ws.residual)?;
-        let mut pending = Pending::Nothing;
         for (layer, kv) in self.layers.iter().zip(&mut kv.layers) {
-            layer.attention.forward(backend, rows, pending, step, kv, ws)?;
+            layer.attention.forward(backend, rows, step, kv, ws)?;
             layer.mlp.forward(backend, rows, ws)?;
-            pending = Pending::Branch;
         }
-        backend.add_norm(&self.final_norm, rows, Some(&ws.branch), &mut ws.residual, &mut ws.normed)
+        Ok(())
+    }
+
+    /// The layers whose speed matters, by shape: those of every layer with these numbers of rows, and the head's with
+    /// those of logits.
+    pub fn tuned(&self, rows: &[usize], logit_rows: &[usize]) -> Vec<Tuned<'_, B>> {
+        let mut tuned: Vec<Tuned<'_, B>> = Vec::new();
+        for layer in &self.layers {
+            let products = layer.attention.products().into_iter().chain(layer.mlp.products());
+            for (number, (weight, product)) in products.enumerate() {
+                match tuned.get_mut(number) {
+                    Some(tuned) => tuned.weights.push(weight),
+                    None => tuned.push(Tuned { weights: vec![weight], product, rows: rows.to_vec() }),
+                }
+            }
+        }
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        tuned.push(Tuned { weights: vec![head], product: Product::Logits, rows: logit_rows.to_vec() });
+        tuned
     }
 
     /// Logits of `rows` wanted positions, complete on rank 0, in [`Workspace::logits`].
@@ -100,7 +116,8 @@ impl<B: Backend> Decoder<B> {
         ws: &mut Workspace<B>,
     ) -> Result<()> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        backend.select(wanted, step, &ws.normed, &mut ws.selected)?;
+        backend.select(wanted, step, &ws.residual, &mut ws.normed)?;
+        backend.norm(&self.final_norm, rows, &ws.normed, &mut ws.selected)?;
         match &mut ws.logits_part {
             None => backend.linear(head, rows, &ws.selected, &mut ws.logits),
             Some(part) => {

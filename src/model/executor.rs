@@ -29,6 +29,10 @@ pub struct ModelInfo {
     pub kv_bytes_per_slot: u64,
     /// Bytes of the weights.
     pub weight_bytes: u64,
+    /// Bytes of the pool's keys and values, over all ranks.
+    pub kv_bytes: u64,
+    /// Bytes of recorded graphs, over all ranks.
+    pub graph_bytes: u64,
 }
 
 /// Rope scalings whose frequencies depend on the length of the sequence: the length that counts for position `p`

@@ -150,6 +150,8 @@ mod tests {
             device: "cpu",
             kv_bytes_per_slot: 1,
             weight_bytes: 1,
+            kv_bytes: 1,
+            graph_bytes: 0,
         })
     }
 

@@ -11,13 +11,22 @@ use super::names::{LayerRole, Role};
 use super::partition::Shard;
 use super::spec::*;
 use super::weights::TensorPart;
-use super::{Options, load};
+use super::{Device, Options, PoolSize, load};
 use crate::backend::random::philox;
 use crate::backend::step::*;
 use crate::error::{Error, Result};
 use crate::ids::Lane;
 
-const OPTIONS: Options = Options { n_ranks: 1, n_slots: 400, n_lanes: 6, max_step_tokens: 120 };
+/// Of the pool.
+const N_SLOTS: u32 = 400;
+const OPTIONS: Options = Options {
+    device: Device::Cpu,
+    n_ranks: 1,
+    pool: PoolSize::Slots(N_SLOTS as usize),
+    n_lanes: 6,
+    max_step_tokens: 120,
+    graphs: false,
+};
 
 fn spec() -> DecoderSpec {
     DecoderSpec {
@@ -185,8 +194,7 @@ fn requests() -> Vec<Request> {
         ..SamplingParams::GREEDY
     };
     let samplings = [SamplingParams::GREEDY, draw(1), penalised, draw(u64::MAX), SamplingParams::GREEDY];
-    let mut free =
-        (1..OPTIONS.n_slots as u32).map(|slot| slot * 7 % OPTIONS.n_slots as u32).filter(|&slot| slot != 0);
+    let mut free = (1..N_SLOTS).map(|slot| slot * 7 % N_SLOTS).filter(|&slot| slot != 0);
     let lengths = [9, 1, 23, 17, 40];
     let request = |(number, (len, sampling)): (u32, (u32, SamplingParams))| Request {
         prompt: (0..len).map(|i| philox([i, number, 0, 0], [5, 5])[0] % 101).collect(),

@@ -4,7 +4,7 @@ use super::names::{LayerRole, Role};
 use super::spec::{self, Activation, DecoderSpec};
 use super::upload::Upload;
 use super::workspace::Workspace;
-use crate::backend::Backend;
+use crate::backend::{Backend, Product};
 use crate::error::{Error, Result};
 
 /// A rank's neurons of one layer.
@@ -39,12 +39,16 @@ impl<B: Backend> Mlp<B> {
         Ok(Mlp { neurons, activation, norm, gate_up, down })
     }
 
-    /// Adds the branch before it to the residual stream, and leaves its own in [`Workspace::branch`].
+    /// Adds the branch to the residual stream.
     pub fn forward(&self, backend: &B, rows: usize, ws: &mut Workspace<B>) -> Result<()> {
-        backend.add_norm(&self.norm, rows, Some(&ws.branch), &mut ws.residual, &mut ws.normed)?;
-        backend.linear(&self.gate_up, rows, &ws.normed, &mut ws.gate_up)?;
-        backend.gate(self.activation, rows, &ws.gate_up, &mut ws.gated)?;
-        backend.linear(&self.down, rows, &ws.gated, &mut ws.branch)?;
-        backend.all_reduce(rows, &mut ws.branch)
+        backend.norm(&self.norm, rows, &ws.residual, &mut ws.normed)?;
+        let activation = self.activation;
+        backend.linear_gate(&self.gate_up, activation, rows, &ws.normed, &mut ws.gate_up, &mut ws.gated)?;
+        backend.linear_add(&self.down, rows, &ws.gated, &mut ws.branch, &mut ws.residual)
+    }
+
+    /// The layers, and what becomes of their products.
+    pub fn products(&self) -> [(&B::Weight, Product); 2] {
+        [(&self.gate_up, Product::Gated(self.activation)), (&self.down, Product::Added)]
     }
 }

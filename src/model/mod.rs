@@ -17,16 +17,20 @@ pub mod upload;
 pub mod workspace;
 
 pub mod executor;
+pub mod graphed;
 pub mod guard;
 pub mod inject;
 pub mod rank;
 pub mod ranks;
+pub mod solo;
+mod warm;
 
 #[cfg(test)]
 mod invariance;
 
 use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
+use checkpoint::DType;
 use executor::Executor;
 use names::Role;
 use partition::Shard;
@@ -34,23 +38,51 @@ use ranks::Ranks;
 use spec::DecoderSpec;
 use weights::TensorPart;
 
+/// Where a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor, in f32.
+    Cpu,
+    /// NVIDIA GPUs, one a rank.
+    Cuda {
+        /// What is computed in: f16 or bf16.
+        dtype: DType,
+    },
+}
+
+/// How many slots the KV pool gets, slot 0 included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolSize {
+    /// So many.
+    Slots(usize),
+    /// As many as fit, but for so many bytes of each device.
+    Rest {
+        /// Left to others.
+        unused_bytes: u64,
+    },
+}
+
 /// What a model is loaded for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
+    /// Where it computes.
+    pub device: Device,
     /// Ranks: threads with a part of the weights each.
     pub n_ranks: usize,
-    /// Slots of the KV pool, slot 0 included.
-    pub n_slots: usize,
+    /// The KV pool.
+    pub pool: PoolSize,
     /// Lanes.
     pub n_lanes: usize,
     /// Most tokens of one step.
     pub max_step_tokens: usize,
+    /// Whether decode steps are recorded and replayed, where the device can.
+    pub graphs: bool,
 }
 
 /// Where a rank's part of a tensor comes from; asked for by every rank's thread.
 pub type Parts = dyn Fn(Role, Shard) -> Result<TensorPart> + Send + Sync;
 
-/// Loads a model onto the CPU. `progress` hears of the bytes taken so far, and of all bytes, over all ranks.
+/// Loads a model onto its device. `progress` hears of the bytes taken so far, and of all bytes, over all ranks.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a decoder or a number of ranks that does not fit, [`Error::Checkpoint`] for
@@ -64,6 +96,21 @@ pub fn load(
     if options.n_ranks == 0 {
         return Err(Error::Invalid("a model needs at least one rank".into()));
     }
-    let backends = Cpu::world(options.n_ranks);
-    Ok(Box::new(Ranks::start(backends, spec, Box::new(parts), options, progress)?))
+    match options.device {
+        Device::Cpu => {
+            let backends = Cpu::world(options.n_ranks);
+            Ok(Box::new(Ranks::start(backends, spec, Box::new(parts), options, progress)?))
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda { dtype } if options.n_ranks == 1 => {
+            let backend = crate::backend::cuda::Cuda::new(0, dtype)?;
+            Ok(Box::new(solo::Solo::load(backend, &spec, &parts, &options, progress)?))
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda { .. } => {
+            Err(Error::Unsupported(format!("{} ranks: this version computes on one GPU", options.n_ranks)))
+        }
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda { .. } => Err(Error::Unsupported("this build computes on the CPU only".into())),
+    }
 }

@@ -25,6 +25,10 @@ pub struct PlanOptions {
     pub activation_dtype: DType,
     /// Dtype of keys and values.
     pub kv_dtype: DType,
+    /// Numbers that a lane keeps on the device, beside its slots: a count of each id's occurrences, on a GPU.
+    pub lane_counts: bool,
+    /// Bytes that stay free for libraries, recorded graphs and the driver.
+    pub headroom_bytes: u64,
 }
 
 impl Default for PlanOptions {
@@ -37,6 +41,8 @@ impl Default for PlanOptions {
             weight_dtype: DType::BF16,
             activation_dtype: DType::F32,
             kv_dtype: DType::F32,
+            lane_counts: false,
+            headroom_bytes: 0,
         }
     }
 }
@@ -58,8 +64,10 @@ pub struct MemoryPlan {
     pub activation_bytes: u64,
     /// Final hidden states and logits of as many rows as there are lanes, in f32.
     pub logit_bytes: u64,
-    /// Slot tables, last tokens and positions of the lanes.
+    /// Slot tables, last tokens and positions of the lanes, and counts of ids where the device keeps them.
     pub lane_bytes: u64,
+    /// Left free for libraries, recorded graphs and the driver.
+    pub headroom_bytes: u64,
     /// All of the above that lie on one rank.
     pub rank_total_bytes: u64,
 }
@@ -87,8 +95,10 @@ impl MemoryPlan {
             * head_dim
             * options.kv_dtype.size_bytes() as u64;
         let activations = width_of_a_token(spec, &part) * options.activation_dtype.size_bytes() as u64;
+        let counts = if options.lane_counts { spec.vocab as u64 } else { 0 };
         let mut sum = Sum::default();
         sum.add(1, rank_weight_bytes);
+        sum.add(1, options.headroom_bytes);
         let plan = MemoryPlan {
             n_parameters,
             weight_bytes,
@@ -98,7 +108,9 @@ impl MemoryPlan {
             activation_bytes: sum.add(options.max_step_tokens, activations),
             logit_bytes: sum
                 .add(options.n_lanes, width_of_a_logit_row(spec, &part) * size_of::<f32>() as u64),
-            lane_bytes: sum.add(options.n_lanes, (spec.max_positions as u64 + 2) * size_of::<u32>() as u64),
+            lane_bytes: sum
+                .add(options.n_lanes, (spec.max_positions as u64 + counts + 2) * size_of::<u32>() as u64),
+            headroom_bytes: options.headroom_bytes,
             rank_total_bytes: 0,
         };
         let rank_total_bytes =

@@ -1,16 +1,21 @@
 //! One rank: its device, its part of the decoder, and its part of the cache.
 
 use super::decoder::Decoder;
+use super::graphed::{Graphs, bucket_rows, step_rows};
 use super::kv::KvPool;
 use super::partition::Shard;
 use super::rope::Frequencies;
-use super::spec::{DecoderSpec, Positions};
+use super::spec::{DecoderSpec, Mask, Positions};
 use super::upload::Upload;
 use super::workspace::Workspace;
-use super::{Options, Parts};
-use crate::backend::step::{StepInput, StepOutput};
+use super::{Options, Parts, PoolSize, warm};
+use crate::backend::step::{Feed, StepInput, StepOutput};
 use crate::backend::{Backend, LogitRows, StepShape};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// Bytes of a GPU's memory that stay free beside the pool: for what driver and libraries take as they go, and the graphs,
+/// which are recorded once the pool has its place.
+pub const HEADROOM_BYTES: u64 = 1 << 30;
 
 /// Everything that a step touches on one rank.
 pub struct Rank<B: Backend> {
@@ -20,26 +25,41 @@ pub struct Rank<B: Backend> {
     kv: KvPool<B>,
     workspace: Workspace<B>,
     step: B::Step,
+    graphs: Graphs<B>,
+}
+
+/// What a rank took of its device, in bytes where the device can tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Weights as stored in the files.
+    pub weight_bytes: u64,
+    /// Slots of its pool, slot 0 included.
+    pub n_slots: usize,
+    /// Keys and values of the pool.
+    pub kv_bytes: u64,
+    /// Recorded graphs.
+    pub graph_bytes: u64,
+    /// Left free.
+    pub free_bytes: u64,
 }
 
 impl<B: Backend> Rank<B> {
-    /// Takes the weights to the device and makes room for all that steps need. Returns the bytes of the weights
-    /// as well.
+    /// Takes the weights to the device, makes room for all that steps need, runs the largest steps once, and gives the
+    /// pool its share of what is left.
     pub fn load(
         backend: B,
         shard: Shard,
         spec: &DecoderSpec,
         parts: &Parts,
-        options: Options,
+        options: &Options,
         report: &dyn Fn(u64),
-    ) -> Result<(Rank<B>, u64)> {
+    ) -> Result<(Rank<B>, Taken)> {
         let upload = Upload::new(&backend, shard, parts, report);
         let decoder = Decoder::load(&upload, spec)?;
         let weight_bytes = upload.n_bytes();
-        let Options { n_slots, n_lanes, max_step_tokens, .. } = options;
+        let Options { n_lanes, max_step_tokens, .. } = *options;
         let widths = decoder.widths(spec)?;
         let workspace = Workspace::new(&backend, widths, max_step_tokens, n_lanes, shard.world)?;
-        let kv = KvPool::new(&backend, decoder.attentions(), n_slots)?;
         let Positions::Rope(rope) = &spec.positions;
         let step = backend.step(StepShape {
             max_tokens: max_step_tokens,
@@ -47,41 +67,181 @@ impl<B: Backend> Rank<B> {
             max_positions: spec.max_positions,
             vocab: spec.vocab,
             frequencies: Frequencies::new(rope, spec.attention.head_dim),
+            masks: distinct(&spec.masks),
+            heads: widths.heads,
         })?;
-        Ok((Rank { backend, shard, decoder, kv, workspace, step }, weight_bytes))
+        backend.prepare(&decoder.tuned(&step_rows(n_lanes, max_step_tokens), &bucket_rows(n_lanes)))?;
+        // Slot 0 alone, until it is known how many there can be.
+        let kv = KvPool::new(&backend, decoder.attentions(), 1)?;
+        let mut rank = Rank { backend, shard, decoder, kv, workspace, step, graphs: Graphs::none() };
+        if rank.backend.free_bytes().is_some() {
+            warm::run(&mut rank, spec, options)?;
+        }
+        let taken = rank.take_pool(spec, options, weight_bytes)?;
+        Ok((rank, taken))
     }
 
-    /// Runs a step that the executor has checked. What it produced is rank 0's to tell.
-    pub fn run(&mut self, input: &StepInput) -> Result<StepOutput> {
-        let Rank { backend, decoder, step, workspace, .. } = self;
+    /// Makes the pool and records the graphs, which hold its addresses.
+    fn take_pool(&mut self, spec: &DecoderSpec, options: &Options, weight_bytes: u64) -> Result<Taken> {
+        let slot_bytes = self.slot_bytes();
+        let n_slots = match (options.pool, self.backend.free_bytes()) {
+            (PoolSize::Slots(n), None) => n,
+            (PoolSize::Slots(n), Some(free)) => {
+                let needed = (n as u64).saturating_mul(slot_bytes).saturating_add(HEADROOM_BYTES);
+                if needed > free {
+                    return Err(no_room(&format!("a pool of {n} tokens"), needed, free));
+                }
+                n
+            }
+            (PoolSize::Rest { unused_bytes }, Some(free)) => {
+                let spare = free.saturating_sub(unused_bytes).saturating_sub(HEADROOM_BYTES);
+                let n = (spare / slot_bytes.max(1)).min(u64::from(u32::MAX)) as usize;
+                if n < 2 {
+                    return Err(no_room("the smallest pool", 2 * slot_bytes + HEADROOM_BYTES, free));
+                }
+                n
+            }
+            (PoolSize::Rest { .. }, None) => {
+                return Err(Error::Bug("the rest of a memory whose size nobody can tell".into()));
+            }
+        };
+        self.kv = KvPool::new(&self.backend, self.decoder.attentions(), n_slots)?;
+        let before = self.backend.free_bytes().unwrap_or(0);
+        if options.graphs {
+            let Rank { backend, shard, decoder, kv, workspace, step, .. } = self;
+            let (rank, max_rows) = (shard.rank, options.n_lanes);
+            self.graphs = Graphs::record(backend, max_rows, step, |rows, step| {
+                ops(backend, rank, decoder, kv, workspace, step, Extent::decode(rows))
+            })?;
+        }
+        let free_bytes = self.backend.free_bytes().unwrap_or(0);
+        debug_assert_eq!(spec.layers(), self.kv.layers.len());
+        Ok(Taken {
+            weight_bytes,
+            n_slots,
+            kv_bytes: n_slots as u64 * slot_bytes,
+            graph_bytes: before.saturating_sub(free_bytes),
+            free_bytes,
+        })
+    }
+
+    /// Bytes of keys and values of one slot on this rank.
+    pub fn slot_bytes(&self) -> u64 {
+        let numbers: usize = self.decoder.attentions().map(|layer| 2 * layer.heads.kv_width()).sum();
+        (numbers * self.backend.dtype().size_bytes()) as u64
+    }
+
+    /// Starts a step that the executor has checked.
+    pub fn submit(&mut self, input: &StepInput) -> Result<()> {
+        let Rank { backend, shard, decoder, kv, workspace, step, graphs } = self;
         backend.begin(input, step)?;
-        let n_tokens = input.n_tokens();
-        if n_tokens > 0 {
-            decoder.forward(backend, n_tokens, step, &mut self.kv, workspace)?;
+        let extent = Extent::of(input);
+        if is_decode(input)
+            && let Some(graph) = graphs.for_rows(extent.n_tokens)
+        {
+            return backend.replay(graph, step);
         }
-        // By chunks: logits of a whole prompt would outgrow every other intermediate.
-        let n_targets = input.targets.len();
-        for first in (0..n_targets).step_by(workspace.logit_rows.max(1)) {
-            let targets = first..(first + workspace.logit_rows).min(n_targets);
-            let wanted = LogitRows::Targets(targets.clone());
-            decoder.logits(backend, &wanted, targets.len(), step, workspace)?;
-            if self.shard.rank == 0 {
-                backend.target_logprobs(targets, &workspace.logits, step)?;
-            }
-        }
-        let n_sampled = input.rows.iter().filter(|row| row.sample).count();
-        if n_sampled > 0 {
-            decoder.logits(backend, &LogitRows::Sampled, n_sampled, step, workspace)?;
-            if self.shard.rank == 0 {
-                backend.sample(&mut workspace.logits, step)?;
-            }
-            backend.advance(step)?;
-        }
-        backend.output(step)
+        ops(backend, shard.rank, decoder, kv, workspace, step, extent)
+    }
+
+    /// As [`Rank::submit`], never by a graph.
+    pub fn submit_eager(&mut self, input: &StepInput) -> Result<()> {
+        let Rank { backend, shard, decoder, kv, workspace, step, .. } = self;
+        backend.begin(input, step)?;
+        ops(backend, shard.rank, decoder, kv, workspace, step, Extent::of(input))
+    }
+
+    /// Waits for the oldest step under way. What it produced is rank 0's to tell.
+    pub fn output(&mut self) -> Result<StepOutput> {
+        self.backend.output(&mut self.step)
+    }
+
+    /// The rank's device.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// Tells the other ranks that this one has failed.
     pub fn abort(&self, reason: &str) {
         self.backend.abort(reason);
     }
+}
+
+fn no_room(what: &str, needed: u64, free: u64) -> Error {
+    Error::Exhausted(format!(
+        "{what} takes {} MiB beside weights and intermediates, and {} MiB of the GPU are free: lower --pool-tokens, \
+         --max-batch-prefill-tokens or --max-lanes",
+        needed >> 20,
+        free >> 20
+    ))
+}
+
+/// How much a step runs.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    n_tokens: usize,
+    n_targets: usize,
+    n_sampled: usize,
+}
+
+impl Extent {
+    fn of(input: &StepInput) -> Extent {
+        Extent {
+            n_tokens: input.n_tokens(),
+            n_targets: input.targets.len(),
+            n_sampled: input.rows.iter().filter(|row| row.sample).count(),
+        }
+    }
+
+    fn decode(rows: usize) -> Extent {
+        Extent { n_tokens: rows, n_targets: 0, n_sampled: rows }
+    }
+}
+
+/// Whether every row feeds the token it sampled last, and samples the next.
+fn is_decode(input: &StepInput) -> bool {
+    input.rows.iter().all(|row| row.feed == Feed::Last && row.sample && row.n_targets == 0)
+}
+
+/// The forward pass and what follows it, for the step that began.
+fn ops<B: Backend>(
+    backend: &B,
+    rank: usize,
+    decoder: &Decoder<B>,
+    kv: &mut KvPool<B>,
+    workspace: &mut Workspace<B>,
+    step: &mut B::Step,
+    Extent { n_tokens, n_targets, n_sampled }: Extent,
+) -> Result<()> {
+    backend.lay_out(step)?;
+    if n_tokens > 0 {
+        decoder.forward(backend, n_tokens, step, kv, workspace)?;
+    }
+    // By chunks: logits of a whole prompt would outgrow every other intermediate.
+    for first in (0..n_targets).step_by(workspace.logit_rows.max(1)) {
+        let targets = first..(first + workspace.logit_rows).min(n_targets);
+        let wanted = LogitRows::Targets(targets.clone());
+        decoder.logits(backend, &wanted, targets.len(), step, workspace)?;
+        if rank == 0 {
+            backend.target_logprobs(targets, &workspace.logits, step)?;
+        }
+    }
+    if n_sampled > 0 {
+        decoder.logits(backend, &LogitRows::Sampled, n_sampled, step, workspace)?;
+        if rank == 0 {
+            backend.sample(&mut workspace.logits, step)?;
+        }
+    }
+    // Also where nothing is sampled: the step ends here.
+    backend.advance(step)
+}
+
+fn distinct(masks: &[Mask]) -> Vec<Mask> {
+    let mut seen = Vec::new();
+    for mask in masks {
+        if !seen.contains(mask) {
+            seen.push(*mask);
+        }
+    }
+    seen
 }

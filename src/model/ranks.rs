@@ -9,19 +9,20 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use super::checkpoint::DType;
 use super::executor::{Executor, ModelInfo, PositionRegime};
 use super::guard::Guard;
 use super::partition::Shard;
-use super::rank::Rank;
+use super::rank::{Rank, Taken};
 use super::spec::{Attention, DecoderSpec};
 use super::upload::total_bytes;
-use super::{Options, Parts};
+use super::{Options, Parts, PoolSize};
 use crate::backend::Backend;
 use crate::backend::step::{StepInput, StepOutput};
 use crate::error::{Error, Result};
 
 /// Steps that may be submitted before the first is waited for.
-const MAX_UNDER_WAY: usize = 2;
+pub(super) const MAX_UNDER_WAY: usize = 2;
 
 /// Rank threads, and the channels to them.
 pub struct Ranks {
@@ -41,7 +42,7 @@ struct RankThread {
 /// What a rank says while it loads.
 enum News {
     Loaded { bytes: u64 },
-    Ready { weight_bytes: u64 },
+    Ready(Taken),
     Failed(Error),
 }
 
@@ -66,6 +67,7 @@ impl Ranks {
         options: Options,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Ranks> {
+        let dtype = backends.first().map_or(DType::F32, Backend::dtype);
         let (world, spec, parts) = (backends.len(), Arc::new(spec), Arc::<Parts>::from(parts));
         check_options(&options, world)?;
         check_world(&spec, world)?;
@@ -79,15 +81,16 @@ impl Ranks {
             ranks.push(RankThread::spawn(load, news.clone())?);
         }
         drop(news);
-        let weight_bytes = await_ready(&heard, world, total, progress)?;
-        let info = info::<B>(&spec, options, weight_bytes)?;
+        let taken = await_ready(&heard, world, total, progress)?;
+        let info = info::<B>(&spec, &options, dtype, &taken)?;
         Ok(Ranks { guard: Guard::new(&info), info, ranks, n_under_way: 0 })
     }
 }
 
 /// Sizes that the records can count.
-fn check_options(options: &Options, world: usize) -> Result<()> {
-    let Options { n_slots, n_lanes, max_step_tokens, .. } = *options;
+pub(super) fn check_options(options: &Options, world: usize) -> Result<()> {
+    let Options { n_lanes, max_step_tokens, pool, .. } = *options;
+    let n_slots = if let PoolSize::Slots(n) = pool { n } else { 1 };
     let countable = |n: usize| n > 0 && u32::try_from(n).is_ok();
     if ![n_slots, n_lanes, max_step_tokens, world].into_iter().all(countable) {
         return Err(Error::Invalid(format!(
@@ -114,26 +117,34 @@ fn check_world(spec: &DecoderSpec, world: usize) -> Result<()> {
 }
 
 /// Hears all ranks out; the first failure is the answer.
-fn await_ready(news: &Receiver<News>, world: usize, total: u64, progress: &dyn Fn(u64, u64)) -> Result<u64> {
-    let (mut n_ready, mut loaded, mut all_bytes) = (0, 0, 0);
-    while n_ready < world {
+fn await_ready(
+    news: &Receiver<News>,
+    world: usize,
+    total: u64,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Taken>> {
+    let (mut taken, mut loaded) = (Vec::new(), 0);
+    while taken.len() < world {
         match news.recv() {
             Ok(News::Loaded { bytes }) => {
                 loaded += bytes;
                 progress(loaded, total);
             }
-            Ok(News::Ready { weight_bytes }) => {
-                n_ready += 1;
-                all_bytes += weight_bytes;
-            }
+            Ok(News::Ready(of_rank)) => taken.push(of_rank),
             Ok(News::Failed(error)) => return Err(error),
             Err(_) => return Err(Error::Device("a rank ended while it loaded".into())),
         }
     }
-    Ok(all_bytes)
+    Ok(taken)
 }
 
-fn info<B: Backend>(spec: &DecoderSpec, options: Options, weight_bytes: u64) -> Result<ModelInfo> {
+/// What the engine is told of ranks that have taken their part. The smallest pool counts for all.
+pub(super) fn info<B: Backend>(
+    spec: &DecoderSpec,
+    options: &Options,
+    dtype: DType,
+    taken: &[Taken],
+) -> Result<ModelInfo> {
     let count = |n: usize| u32::try_from(n).map_err(|_| Error::Checkpoint(format!("{n} is beyond 2³²")));
     // Where ranks outnumber the KV heads, each keeps a copy.
     let kv_heads = spec.attention.kv_heads.max(options.n_ranks);
@@ -142,14 +153,16 @@ fn info<B: Backend>(spec: &DecoderSpec, options: Options, weight_bytes: u64) -> 
         family: spec.family,
         vocab: count(spec.vocab)?,
         max_positions: count(spec.max_positions)?,
-        n_slots: count(options.n_slots)?,
+        n_slots: count(taken.iter().map(|taken| taken.n_slots).min().unwrap_or(0))?,
         n_lanes: count(options.n_lanes)?,
         max_step_tokens: count(options.max_step_tokens)?,
         regime: PositionRegime::of(&spec.positions),
-        dtype: B::DTYPE,
+        dtype: dtype.name(),
         device: B::DEVICE,
-        kv_bytes_per_slot: (kv_numbers * size_of::<f32>()) as u64,
-        weight_bytes,
+        kv_bytes_per_slot: (kv_numbers * dtype.size_bytes()) as u64,
+        weight_bytes: taken.iter().map(|taken| taken.weight_bytes).sum(),
+        kv_bytes: taken.iter().map(|taken| taken.kv_bytes).sum(),
+        graph_bytes: taken.iter().map(|taken| taken.graph_bytes).sum(),
     })
 }
 
@@ -191,10 +204,10 @@ fn serve<B: Backend>(
     let loaded = backend
         .attach()
         .and_then(|()| backend.supports(&spec))
-        .and_then(|()| Rank::load(backend, shard, &spec, &*parts, options, &report));
+        .and_then(|()| Rank::load(backend, shard, &spec, &*parts, &options, &report));
     let mut rank = match loaded {
-        Ok((rank, weight_bytes)) => {
-            drop(news.send(News::Ready { weight_bytes }));
+        Ok((rank, taken)) => {
+            drop(news.send(News::Ready(taken)));
             rank
         }
         Err(error) => return drop(news.send(News::Failed(error))),
@@ -216,11 +229,12 @@ fn serve<B: Backend>(
 /// at different ops never meet again.
 fn run_caught<B: Backend>(rank: &mut Rank<B>, number: usize, step: &StepInput) -> Result<StepOutput> {
     // What a panic leaves half done is never read: the world is aborted.
-    let outcome = catch_unwind(AssertUnwindSafe(|| rank.run(step))).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-        Err(Error::Device(format!("rank {number} panicked: {text}")))
-    });
+    let outcome = catch_unwind(AssertUnwindSafe(|| rank.submit(step).and_then(|()| rank.output())))
+        .unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+            Err(Error::Device(format!("rank {number} panicked: {text}")))
+        });
     outcome.map_err(|error| {
         let reason = match error {
             // Already told, here or by the rank that failed first.

@@ -20,6 +20,28 @@ pub struct Frequencies {
     amplitude: f32,
 }
 
+/// What a sequence's length does to its frequencies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Lengths {
+    /// Nothing.
+    Alike,
+    /// A second set beyond `original` tokens.
+    Two {
+        /// Longest sequence of the first set.
+        original: u32,
+    },
+    /// Beyond `original` tokens a set for each length: the base is multiplied by
+    /// `(factor · len / original − (factor − 1))^(d / (d − 2))`.
+    Each {
+        /// Longest sequence of the usual set.
+        original: u32,
+        /// Of the usual set.
+        base: f64,
+        /// Growth.
+        factor: f64,
+    },
+}
+
 /// What happens to the frequencies of longer sequences.
 #[derive(Debug, Clone)]
 enum Beyond {
@@ -63,6 +85,19 @@ impl Frequencies {
         };
         let usual = rounded(&usual);
         Frequencies { head_dim, base: rope.base, beyond, usual, amplitude: amplitude as f32 }
+    }
+
+    /// The frequencies of ordinary sequences, those beyond a length where they are a second set, what cosine and sine are
+    /// multiplied by, and how the length decides: for who computes them elsewhere, as [`Frequencies::for_length`] does.
+    pub fn parts(&self) -> (&[f32], Option<&[f32]>, f32, Lengths) {
+        let (longer, lengths) = match &self.beyond {
+            Beyond::Same => (None, Lengths::Alike),
+            Beyond::Long { original, long } => (Some(long.as_slice()), Lengths::Two { original: *original }),
+            Beyond::Dynamic { original, factor } => {
+                (None, Lengths::Each { original: *original, base: self.base, factor: *factor })
+            }
+        };
+        (&self.usual, longer, self.amplitude, lengths)
     }
 
     /// The frequencies `[head_dim / 2]` of a sequence of `len` tokens, and what cosine and sine are multiplied by.

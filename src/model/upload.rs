@@ -49,7 +49,7 @@ impl<'a, B: Backend> Upload<'a, B> {
             let text = format!("a norm of {} weights over {width} numbers ({role:?})", part.rows.len());
             return Err(Error::Checkpoint(text));
         }
-        self.backend.norm(kind, &part)
+        self.backend.norm_weight(kind, &part)
     }
 
     /// One block of a linear layer over `inputs` numbers.

@@ -94,7 +94,7 @@ impl Weights {
 
     /// Bytes of all tensors as stored.
     pub fn bytes(&self) -> u64 {
-        self.tensors.values().map(|tensor| tensor.bytes().len() as u64).sum()
+        self.tensors.values().map(|tensor| (tensor.n_elements() * tensor.dtype.size_bytes()) as u64).sum()
     }
 
     /// The dtype of the linear weights, by the first layer's query; norms may be stored in another.

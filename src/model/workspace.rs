@@ -24,7 +24,7 @@ pub struct Workspace<B: Backend> {
     pub residual: B::Tensor,
     /// `[tokens, hidden]` what a branch reads.
     pub normed: B::Tensor,
-    /// `[tokens, hidden]` what a branch returns, added by the next norm.
+    /// `[tokens, hidden]` scratch for what a branch returns.
     pub branch: B::Tensor,
     /// `[tokens, (heads + 2 · kv_heads) · head_dim]`.
     pub qkv: B::Tensor,
@@ -63,8 +63,8 @@ impl<B: Backend> Workspace<B> {
             gate_up: backend.tensor(tokens, 2 * neurons)?,
             gated: backend.tensor(tokens, neurons)?,
             selected: backend.tensor(logit_rows, hidden)?,
-            logits_part: (world > 1).then(|| backend.tensor(logit_rows, vocab_part)).transpose()?,
-            logits: backend.tensor(logit_rows, vocab)?,
+            logits_part: (world > 1).then(|| backend.logits(logit_rows, vocab_part)).transpose()?,
+            logits: backend.logits(logit_rows, vocab)?,
             logit_rows,
         })
     }

@@ -9,18 +9,19 @@ use serde_json::Value;
 
 use super::intake::Intake;
 use super::memory::available_bytes;
-use crate::config::{Dtype, LoadFormat, ModelSource, RopeOverride, RopeScalingKind, ShardConfig};
+use crate::config::{Compute, Dtype, LoadFormat, ModelSource, RopeOverride, RopeScalingKind, ShardConfig};
 use crate::engine::{EngineConfig, EngineHandle, check_sizes};
 use crate::error::{Error, Result};
 use crate::hub::{self, Located};
 use crate::model::checkpoint::{Checkpoint, DType};
-use crate::model::executor::Executor;
+use crate::model::executor::{Executor, ModelInfo};
 use crate::model::families::{self, Resolved};
 use crate::model::inject::Injector;
 use crate::model::plan::{MemoryPlan, PlanOptions};
+use crate::model::rank::HEADROOM_BYTES;
 use crate::model::spec::{Positions, RopeScaling};
 use crate::model::weights::Weights;
-use crate::model::{self, Options};
+use crate::model::{self, Device, Options, PoolSize};
 use crate::sampling::Limits;
 use crate::telemetry::Progress;
 use crate::text::Tokenizer;
@@ -38,8 +39,10 @@ pub struct LoadPlan {
     pub located: Located,
     /// What its decoder is.
     pub model: Resolved,
-    /// Slots of the pool.
+    /// Slots of the pool; on a GPU an estimate, unless the operator asked for so many.
     pub n_slots: u32,
+    /// Where it computes.
+    pub device: Device,
     /// What it takes.
     pub memory: MemoryPlan,
     weights: Weights,
@@ -63,9 +66,11 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
     let model = read_model(&located.folder, config)?;
     // Stored weights stay as they are; only random ones can be made in another dtype.
     let dtype = config.dtype.map(stored).or(model.dtype).unwrap_or(DType::F32);
-    let checkpoint = match config.load_format {
-        LoadFormat::Auto => Checkpoint::open(&located.weights)?,
-        LoadFormat::Dummy => Checkpoint::dummy(&model.spec, &model.names, dtype, DUMMY_SEED)?,
+    let (spec, names) = (&model.spec, &model.names);
+    let checkpoint = match (config.load_format, &config.compute) {
+        (LoadFormat::Auto, _) => Checkpoint::open(&located.weights)?,
+        (LoadFormat::Dummy, Compute::Cpu { .. }) => Checkpoint::dummy(spec, names, dtype, DUMMY_SEED)?,
+        (LoadFormat::Dummy, Compute::Cuda { .. }) => Checkpoint::dummy_unmade(spec, names, dtype, DUMMY_SEED),
     };
     let weights = Weights::open(&checkpoint, &model.spec, &model.names)?;
     let mut options = PlanOptions {
@@ -77,9 +82,19 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
         weight_dtype: dtype,
         ..PlanOptions::default()
     };
-    let kv_bytes_per_slot = MemoryPlan::new(&model, Some(&weights), &options)?.kv_bytes_per_slot;
-    let available = available_bytes();
-    let n_slots = config.pool_slots(kv_bytes_per_slot, available).map_err(Error::Exhausted)?;
+    let device = device_of(&config.compute, dtype);
+    if let Device::Cuda { dtype } = device {
+        (options.activation_dtype, options.kv_dtype) = (dtype, dtype);
+        (options.lane_counts, options.headroom_bytes) = (true, HEADROOM_BYTES);
+    }
+    let without_pool = MemoryPlan::new(&model, Some(&weights), &options)?;
+    let available = available_bytes(&config.compute);
+    let n_slots = match (&config.compute, config.pool_tokens, available) {
+        (Compute::Cuda { .. }, None, Some(available)) => {
+            slots_that_fit(&without_pool, config.world_size, available)?
+        }
+        _ => config.pool_slots(without_pool.kv_bytes_per_slot, available).map_err(Error::Exhausted)?,
+    };
     check_sizes(
         n_slots,
         config.own_slots_of(n_slots),
@@ -88,8 +103,56 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
     )?;
     options.n_slots = u64::from(n_slots);
     let memory = MemoryPlan::new(&model, Some(&weights), &options)?;
-    check_memory(&memory, config.world_size, available)?;
-    Ok(LoadPlan { located, model, n_slots, memory, weights })
+    match config.compute {
+        Compute::Cpu { .. } => check_memory(&memory, config.world_size, available)?,
+        // What is there counts once the weights are; a plan that cannot work is refused before.
+        Compute::Cuda { .. } => check_gpu_memory(&memory, available)?,
+    }
+    Ok(LoadPlan { located, model, n_slots, device, memory, weights })
+}
+
+/// What is computed in: on a GPU the 16-bit dtype that was asked for, or in which weights are stored.
+fn device_of(compute: &Compute, dtype: DType) -> Device {
+    match compute {
+        Compute::Cpu { .. } => Device::Cpu,
+        Compute::Cuda { .. } if dtype == DType::F16 => Device::Cuda { dtype },
+        Compute::Cuda { .. } => Device::Cuda { dtype: DType::BF16 },
+    }
+}
+
+/// Slots for which a GPU of `available` bytes has room beside everything else.
+fn slots_that_fit(plan: &MemoryPlan, world: usize, available: u64) -> Result<u32> {
+    let spare = available.saturating_sub(plan.rank_total_bytes);
+    let rank_slot = (plan.kv_bytes_per_slot / world.max(1) as u64).max(1);
+    let n_slots = spare / rank_slot;
+    if n_slots < 2 {
+        check_gpu_memory(plan, Some(available))?;
+        return Err(Error::Exhausted(format!(
+            "no memory for a KV pool: one token takes {} KiB",
+            rank_slot >> 10
+        )));
+    }
+    Ok(u32::try_from(n_slots).unwrap_or(u32::MAX))
+}
+
+/// Whether a rank's part fits into its GPU.
+fn check_gpu_memory(plan: &MemoryPlan, available: Option<u64>) -> Result<()> {
+    let mebibytes = |bytes: u64| bytes >> 20;
+    match available {
+        Some(available) if plan.rank_total_bytes > available => Err(Error::Exhausted(format!(
+            "a rank needs {} MiB of GPU memory (weights {}, intermediates {}, logits {}, lanes {}, pool {}, left free {}) \
+             and may use {}: lower --max-lanes, --max-batch-prefill-tokens or --pool-tokens",
+            mebibytes(plan.rank_total_bytes),
+            mebibytes(plan.rank_weight_bytes),
+            mebibytes(plan.activation_bytes),
+            mebibytes(plan.logit_bytes),
+            mebibytes(plan.lane_bytes),
+            mebibytes(plan.rank_kv_bytes),
+            mebibytes(plan.headroom_bytes),
+            mebibytes(available),
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Loads tokenizer and weights, and starts the engine. Blocks until that is done.
@@ -119,18 +182,19 @@ pub fn load_around(
     let folder = plan.located.folder.clone();
     let tokenizer = Arc::new(Tokenizer::load(&folder)?);
     let eos = end_of_text_ids(&folder, tokenizer.eos())?;
-    let own_slots = config.own_slots_of(plan.n_slots);
-    tell(&plan, own_slots);
+    tell(&plan, config);
     let engine_config = EngineConfig {
-        own_slots,
+        own_slots: config.own_slots,
         max_prefill_tokens: config.max_prefill_tokens,
         eos: eos.clone(),
         abandoned_after: ABANDONED_AFTER,
         reclaimable_after: RECLAIMABLE_AFTER,
     };
     let options = Options {
+        device: plan.device,
         n_ranks: config.world_size,
-        n_slots: plan.n_slots as usize,
+        pool: pool_size(config, plan.n_slots),
+        graphs: config.graphs,
         n_lanes: config.max_lanes as usize + 1,
         max_step_tokens: config.max_step_tokens as usize,
     };
@@ -144,6 +208,7 @@ pub fn load_around(
         executor.map(around)
     };
     let engine = EngineHandle::start(engine_config, tokenizer.clone(), build)?;
+    tell_taken(engine.model());
     let limits = Limits { vocab: engine.model().vocab, watermark: config.watermark };
     let intake = Intake {
         tokenizer,
@@ -179,8 +244,38 @@ fn check_memory(memory: &MemoryPlan, world: usize, available: Option<u64>) -> Re
     }
 }
 
+/// On a GPU the pool takes what is left once all else is there.
+fn pool_size(config: &ShardConfig, n_slots: u32) -> PoolSize {
+    match (&config.compute, config.pool_tokens) {
+        (Compute::Cuda { memory_fraction }, None) => {
+            let total = available_bytes(&Compute::Cuda { memory_fraction: 1.0 }).unwrap_or(0);
+            PoolSize::Rest { unused_bytes: (total as f64 * f64::from(1.0 - memory_fraction)) as u64 }
+        }
+        _ => PoolSize::Slots(n_slots as usize),
+    }
+}
+
+/// What an operator wants to know once everything has its place.
+fn tell_taken(model: &ModelInfo) {
+    if model.device == "cpu" {
+        return;
+    }
+    tracing::info!(
+        "on the GPU, in {}: weights {} MiB, a pool of {} slots {} MiB, graphs {} MiB",
+        model.dtype,
+        model.weight_bytes >> 20,
+        model.n_slots,
+        model.kv_bytes >> 20,
+        model.graph_bytes >> 20,
+    );
+}
+
 /// What an operator wants to know before the weights are read.
-fn tell(plan: &LoadPlan, own_slots: u32) {
+fn tell(plan: &LoadPlan, config: &ShardConfig) {
+    if let Compute::Cpu { why: Some(why) } = &config.compute {
+        tracing::info!("computing on the CPU: {why}");
+    }
+    let own_slots = config.own_slots_of(plan.n_slots);
     plan.model.notes.iter().for_each(|note| tracing::info!("{note}"));
     tracing::info!(
         "{}: {:.1} M parameters in {}, a pool of {} slots ({} MiB), {own_slots} of them for requests without slots",

@@ -2,8 +2,30 @@
 
 use std::fs;
 
-/// Bytes that can be had without swapping: the kernel's estimate, less where a control group allows less.
-pub(super) fn available_bytes() -> Option<u64> {
+use crate::config::Compute;
+
+/// Bytes that a rank may use: of a GPU the share that the operator allows; of the host what can be had without swapping,
+/// by the kernel's estimate, less where a control group allows less.
+pub(super) fn available_bytes(compute: &Compute) -> Option<u64> {
+    match compute {
+        Compute::Cpu { .. } => host_bytes(),
+        Compute::Cuda { memory_fraction } => {
+            gpu_bytes().map(|bytes| (bytes as f64 * f64::from(*memory_fraction)) as u64)
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_bytes() -> Option<u64> {
+    crate::backend::cuda::total_bytes(0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_bytes() -> Option<u64> {
+    None
+}
+
+fn host_bytes() -> Option<u64> {
     let system = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available_in);
     let group = || {
         let limit = read_number("/sys/fs/cgroup/memory.max")?;

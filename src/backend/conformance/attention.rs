@@ -1,11 +1,6 @@
 //! Rope, store and attention.
 
 use super::*;
-use crate::backend::Heads;
-use crate::model::spec::Mask;
-
-const MASKS: [Mask; 4] =
-    [Mask::Causal, Mask::Window { window: 1 }, Mask::Window { window: 7 }, Mask::Window { window: 64 }];
 
 pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
     for (kv_heads, ratio, head_dim) in [(1, 1, 8), (2, 3, 10), (2, 2, 64), (1, 8, 128)] {
@@ -13,7 +8,7 @@ pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
         for store_from in [0, 5, 11, 1000] {
             let mut ragged = Ragged::new(&[(3, 9), (0, 1), (60, 2), (10, 1)]);
             ragged.input.rows.iter_mut().for_each(|row| row.store_from = store_from);
-            let step = ragged.begin(backend, head_dim);
+            let step = ragged.begin(backend, heads);
             let tokens = ragged.tokens();
             let (width, kv_width) = (heads.qkv_width(), heads.kv_width());
             let before = numbers(tokens.len() * width, 1);
@@ -26,12 +21,12 @@ pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
 
             let after = rotated(&before, &tokens, heads);
             let what = format!("{heads:?}, stored from {store_from}");
-            let values_at = heads.query_width() + kv_width;
+            let keys_at = heads.query_width();
             let got = backend.read(&qkv);
             for (token, (got, after)) in got.chunks(width).zip(after.chunks(width)).enumerate() {
                 assert_close(
-                    &got[..values_at],
-                    &after[..values_at],
+                    &got[..keys_at],
+                    &after[..keys_at],
                     4.0 * B::TOLERANCE,
                     &format!("{what}, {token}"),
                 );
@@ -84,7 +79,7 @@ fn rotated(qkv: &[f32], tokens: &[(usize, u32)], heads: Heads) -> Vec<f64> {
 /// Runs attention over random keys and values, with poison in every slot that no row may see.
 fn check_attend<B: Probe>(backend: &B, heads: Heads, mask: Mask, rows: &[(u32, u32)]) {
     let ragged = Ragged::new(rows);
-    let step = ragged.begin(backend, heads.head_dim);
+    let step = ragged.begin(backend, heads);
     let tokens = ragged.tokens();
     let kv_width = heads.kv_width();
     let visible = |position: u32| match mask {
@@ -103,7 +98,7 @@ fn check_attend<B: Probe>(backend: &B, heads: Heads, mask: Mask, rows: &[(u32, u
     };
     let (keys, values) = (poisoned(1), poisoned(2));
     let mut queries = numbers(tokens.len() * heads.qkv_width(), 3);
-    queries.iter_mut().for_each(|number| *number *= 3.0);
+    queries.iter_mut().for_each(|number| *number *= 4.0);
     let mut kv = backend.kv(ragged.n_slots, kv_width).unwrap();
     backend.fill_kv(&mut kv, &keys, &values);
     let mut qkv = backend.tensor(tokens.len() + 2, heads.qkv_width()).unwrap();

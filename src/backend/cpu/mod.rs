@@ -19,14 +19,16 @@ mod sum;
 mod warp;
 mod watermark;
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::step::{Sampled, StepInput, StepOutput};
-use super::{Backend, Heads, LinearPart, LogitRows, StepShape};
+use super::{Backend, Heads, LinearPart, LogitRows, StepShape, Tuned};
 use crate::error::{Error, Result};
+use crate::model::checkpoint::DType;
 use crate::model::spec::{Activation, DecoderSpec, Mask, Mlp, Norm, Positions};
 use crate::model::weights::TensorPart;
 
@@ -94,13 +96,17 @@ fn for_each_chunk(values: &mut [f32], width: usize, work: usize, each: impl Fn(u
 
 impl Backend for Cpu {
     const DEVICE: &'static str = "cpu";
-    const DTYPE: &'static str = "float32";
 
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
     type Kv = Kv;
     type Step = Step;
+    type Graph = Infallible;
+
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
 
     /// The rank's share of the cores becomes a pool of which its own thread is one: an op then begins at once, where
     /// a thread outside would sleep until others have woken, worked and woken it.
@@ -131,7 +137,11 @@ impl Backend for Cpu {
         Ok(Tensor { values: zeros(rows, width)?, width })
     }
 
-    fn norm(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
+    fn logits(&self, rows: usize, width: usize) -> Result<Tensor> {
+        self.tensor(rows, width)
+    }
+
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
         NormWeight::new(kind, weight)
     }
 
@@ -147,8 +157,34 @@ impl Backend for Cpu {
         Ok(Step::new(shape))
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn prepare(&self, _layers: &[Tuned<'_, Cpu>]) -> Result<()> {
+        Ok(())
+    }
+
     fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
         step.begin(input)
+    }
+
+    fn capture(
+        &self,
+        _rows: usize,
+        _step: &mut Step,
+        _record: impl FnOnce(&mut Step) -> Result<()>,
+    ) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, graph: &Infallible, _step: &mut Step) -> Result<()> {
+        match *graph {}
+    }
+
+    /// Done as the step began.
+    fn lay_out(&self, _step: &mut Step) -> Result<()> {
+        Ok(())
     }
 
     fn embed(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
@@ -156,20 +192,42 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn add_norm(
-        &self,
-        norm: &NormWeight,
-        rows: usize,
-        branch: Option<&Tensor>,
-        residual: &mut Tensor,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        norm.add_norm(rows, branch, residual, out);
+    fn norm(&self, norm: &NormWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        norm.norm(rows, x, out);
         Ok(())
     }
 
     fn linear(&self, weight: &Weight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
         matmul::matmul(weight, x.rows(rows), out.rows_mut(rows))
+    }
+
+    fn linear_add(
+        &self,
+        weight: &Weight,
+        rows: usize,
+        x: &Tensor,
+        branch: &mut Tensor,
+        residual: &mut Tensor,
+    ) -> Result<()> {
+        self.linear(weight, rows, x, branch)?;
+        self.all_reduce(rows, branch)?;
+        let sums = residual.rows_mut(rows).iter_mut().zip(branch.rows(rows));
+        sums.for_each(|(residual, branch)| *residual += branch);
+        Ok(())
+    }
+
+    fn linear_gate(
+        &self,
+        weight: &Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Tensor,
+        gate_up: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.linear(weight, rows, x, gate_up)?;
+        gate::gate(activation, rows, gate_up, out);
+        Ok(())
     }
 
     fn rope_store(&self, heads: Heads, step: &Step, qkv: &mut Tensor, kv: &mut Kv) -> Result<()> {
@@ -187,11 +245,6 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) -> Result<()> {
         attend::attend(heads, mask, step, qkv, kv, out);
-        Ok(())
-    }
-
-    fn gate(&self, activation: Activation, rows: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
-        gate::gate(activation, rows, gate_up, out);
         Ok(())
     }
 

@@ -1,0 +1,48 @@
+// out = activation(gate) * up, of products too large to be gated as they are made.
+
+#include "activation.cuh"
+#include "common.cuh"
+
+namespace kv {
+namespace {
+
+// Eight numbers a thread where the halves begin at multiples of sixteen bytes, else one.
+template <typename T, bool kWide>
+__global__ void gate(kv_gate_params p) {
+  grid_wait();
+  grid_launch_dependents();
+  const int unit = blockIdx.x * blockDim.x + threadIdx.x;
+  const T *row = static_cast<const T *>(p.gate_up) + blockIdx.y * p.stride;
+  T *out = static_cast<T *>(p.out) + blockIdx.y * p.out_stride;
+  if constexpr (kWide) {
+    if (unit >= p.width / 8) return;
+    const Vec8<T> gates = reinterpret_cast<const Vec8<T> *>(row)[unit];
+    const Vec8<T> ups = reinterpret_cast<const Vec8<T> *>(row + p.width)[unit];
+    Vec8<T> result;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 g = to_float2(gates.pairs[i]), u = to_float2(ups.pairs[i]);
+      result.pairs[i] =
+          from_float2<T>(make_float2(activate(p.activation, g.x) * u.x, activate(p.activation, g.y) * u.y));
+    }
+    reinterpret_cast<Vec8<T> *>(out)[unit] = result;
+  } else if (unit < p.width) {
+    out[unit] = from_float<T>(activate(p.activation, to_float(row[unit])) * to_float(row[p.width + unit]));
+  }
+}
+
+template <typename T>
+int launch_gate(const kv_gate_params &p, kv_stream stream) {
+  const bool wide = p.width % 8 == 0;
+  const int units = wide ? p.width / 8 : p.width;
+  const dim3 grid((units + 127) / 128, p.rows);
+  return launch(wide ? gate<T, true> : gate<T, false>, grid, dim3(128), 0, stream, p);
+}
+
+}  // namespace
+}  // namespace kv
+
+extern "C" int kv_gate(const kv_gate_params *params, kv_stream stream) {
+  if (params->rows == 0) return 0;
+  return KV_DISPATCH_DTYPE(params->dtype, T, [&] { return kv::launch_gate<T>(*params, stream); });
+}

@@ -1,0 +1,772 @@
+//! The lanes and the arrays of a step, on the GPU.
+//!
+//! A decode step whose members and order are those of the step before needs nothing from the host: the rows lie on the
+//! device, and the end of a step moves them on. Everything else is staged in pinned memory and copied in one piece.
+
+use std::collections::VecDeque;
+use std::mem::{offset_of, size_of};
+
+use super::device::{Buffer, Device, Pinned, launched};
+use super::{Kv, dtype_code, ffi};
+use crate::backend::step::{Feed, Sampled, StepInput, StepOutput};
+use crate::backend::{Heads, LogitRows, StepShape};
+use crate::error::{Error, Result};
+use crate::model::checkpoint::DType;
+use crate::model::rope::Lengths;
+use crate::model::spec::Mask;
+
+/// Steps that may be under way, each with its own staging and results.
+const N_TURNS: usize = 2;
+/// Numbers that lanes are started with, staged at once.
+const STAGED_NUMBERS: usize = 1 << 20;
+
+/// Lanes, and the step under way.
+pub struct Step {
+    device: Device,
+    dtype: DType,
+    shape: StepShape,
+    lanes: Lanes,
+    arrays: Arrays,
+    attention: Vec<(Mask, Buffer)>,
+    attend_workspace: Buffer,
+    sample_workspace: Buffer,
+    frequencies: Frequencies,
+    results: Results,
+    /// One for each turn.
+    staging: [Pinned<u32>; N_TURNS],
+    starts: Starts,
+    /// The rows as they lie on the device once the steps under way have ended; empty when they are not a decode step's.
+    resident: Vec<ffi::StepRow>,
+    mode: Mode,
+    /// Steps begun.
+    n_begun: u32,
+    under_way: VecDeque<UnderWay>,
+}
+
+/// What the ops of the step that began last run over.
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    /// So many rows at most, each of one token, all sampled.
+    Decode {
+        max_rows: usize,
+    },
+    Mixed(Mixed),
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Mixed {
+    n_tokens: usize,
+    n_sampled: usize,
+    n_decode_rows: usize,
+    n_tiles: usize,
+    /// Offsets of the staged arrays in words.
+    at: Layout,
+}
+
+/// Where each array of a mixed step lies in what is staged, in words.
+#[derive(Debug, Clone, Copy, Default)]
+struct Layout {
+    token_rows: usize,
+    prompt: usize,
+    targets: usize,
+    target_tokens: usize,
+    sampled_tokens: usize,
+    drafts: usize,
+    decode_rows: usize,
+    prefill_rows: usize,
+    tiles: usize,
+}
+
+/// `[lanes]`, outliving steps.
+struct Lanes {
+    slots: Buffer,
+    prompt_lens: Buffer,
+    last: Buffer,
+    sampling: Buffer,
+    counts: Buffer,
+    context_lens: Buffer,
+}
+
+/// What a step is laid out in.
+struct Arrays {
+    /// [`Head`], then what a mixed step stages.
+    staged: Buffer,
+    tokens: Buffer,
+    stores: Buffer,
+    angles: Buffer,
+    /// Of decode steps.
+    decode_rows: Buffer,
+    drafts: Buffer,
+    sampled_tokens: Buffer,
+}
+
+/// The first words of what is staged.
+#[repr(C)]
+struct Head {
+    n_rows: i32,
+    n_decode_rows: i32,
+    _pad: [i32; 2],
+}
+
+/// Words before the rows.
+const HEAD_WORDS: usize = size_of::<Head>() / 4;
+const ROW_WORDS: usize = size_of::<ffi::StepRow>() / 4;
+
+struct Frequencies {
+    usual: Buffer,
+    longer: Option<Buffer>,
+    lengths: Lengths,
+    amplitude: f32,
+}
+
+/// What steps produced, where the host reads it.
+struct Results {
+    finished: Buffer,
+    host_finished: Pinned<u32>,
+    /// `[turns, lanes]`.
+    choices: Pinned<ffi::Chosen>,
+    /// `[turns, lanes, KV_MAX_TOP_N]`.
+    tops: Pinned<ffi::Alternative>,
+    /// `[turns, max_tokens]`.
+    target_logprobs: Pinned<f32>,
+}
+
+/// What lanes are started with.
+struct Starts {
+    /// One for each turn.
+    staging: [Pinned<u32>; N_TURNS],
+    staged: Buffer,
+}
+
+struct UnderWay {
+    number: u32,
+    n_sampled: usize,
+    n_targets: usize,
+}
+
+impl Step {
+    /// Sized for the largest step.
+    pub fn new(device: &Device, dtype: DType, shape: StepShape) -> Result<Step> {
+        let StepShape { max_tokens, n_lanes, max_positions, vocab, heads, .. } = shape.clone();
+        let words = |n: usize| device.alloc(n * 4);
+        let half = heads.head_dim / 2;
+        let staged_words = staged_words(max_tokens, n_lanes);
+        let (usual, longer, amplitude, lengths) = shape.frequencies.parts();
+        let table = |numbers: &[f32]| -> Result<Buffer> {
+            let buffer = device.alloc(size_of_val(numbers))?;
+            device.upload(numbers, buffer.address())?;
+            // The numbers are in ordinary memory, which must outlive the copy.
+            device.synchronize()?;
+            Ok(buffer)
+        };
+        let (rows, n_heads, kv_heads, width) =
+            (n_lanes as i32, heads.heads as i32, heads.kv_heads as i32, heads.head_dim as i32);
+        // SAFETY: questions about sizes.
+        let (plan_words, attend_bytes, sample_bytes) = unsafe {
+            (
+                ffi::kv_plan_decode_ints(rows),
+                ffi::kv_attend_decode_workspace_bytes(rows, n_heads, kv_heads, width),
+                ffi::kv_sample_workspace_bytes(rows, vocab as i32),
+            )
+        };
+        let plan = |mask: &Mask| Ok((*mask, words(plan_words as usize)?));
+        Ok(Step {
+            lanes: Lanes {
+                slots: words(n_lanes * max_positions)?,
+                prompt_lens: words(n_lanes)?,
+                last: words(n_lanes)?,
+                sampling: device.alloc(n_lanes * size_of::<ffi::Sampling>())?,
+                counts: words(n_lanes * vocab)?,
+                context_lens: words(n_lanes)?,
+            },
+            arrays: Arrays {
+                staged: words(staged_words)?,
+                tokens: words(max_tokens)?,
+                stores: words(max_tokens)?,
+                angles: words(max_tokens * half * 2)?,
+                decode_rows: device.alloc(n_lanes * size_of::<ffi::DecodeRow>())?,
+                drafts: device.alloc(n_lanes * size_of::<ffi::Draft>())?,
+                sampled_tokens: words(n_lanes)?,
+            },
+            attention: shape.masks.iter().map(plan).collect::<Result<_>>()?,
+            attend_workspace: device.alloc(attend_bytes as usize)?,
+            sample_workspace: device.alloc(sample_bytes as usize)?,
+            frequencies: Frequencies {
+                usual: table(usual)?,
+                longer: longer.map(table).transpose()?,
+                lengths,
+                amplitude,
+            },
+            results: Results {
+                finished: words(1)?,
+                host_finished: device.pinned(1)?,
+                choices: device.pinned(N_TURNS * n_lanes)?,
+                tops: device.pinned(N_TURNS * n_lanes * ffi::KV_MAX_TOP_N)?,
+                target_logprobs: device.pinned(N_TURNS * max_tokens)?,
+            },
+            staging: [device.pinned(staged_words)?, device.pinned(staged_words)?],
+            starts: Starts {
+                staging: [
+                    device.pinned(start_words(max_positions))?,
+                    device.pinned(start_words(max_positions))?,
+                ],
+                staged: words(start_words(max_positions))?,
+            },
+            resident: Vec::with_capacity(n_lanes),
+            mode: Mode::Decode { max_rows: 0 },
+            n_begun: 0,
+            under_way: VecDeque::with_capacity(N_TURNS),
+            device: device.clone(),
+            dtype,
+            shape,
+        })
+    }
+
+    /// Takes a step's description to the device.
+    pub fn begin(&mut self, input: &StepInput) -> Result<()> {
+        if self.under_way.len() == N_TURNS {
+            return Err(Error::Bug(format!("{N_TURNS} steps are under way already")));
+        }
+        if !input.starts.is_empty() {
+            self.start_lanes(input)?;
+        }
+        let sampled = input.rows.iter().filter(|row| row.sample).count();
+        let decodes =
+            |row: &crate::backend::step::Row| row.feed == Feed::Last && row.sample && row.n_targets == 0;
+        if !input.rows.is_empty() && input.rows.iter().all(decodes) {
+            self.begin_decode(input)?;
+        } else {
+            self.begin_mixed(input, sampled)?;
+        }
+        self.under_way.push_back(UnderWay {
+            number: self.n_begun,
+            n_sampled: sampled,
+            n_targets: input.targets.len(),
+        });
+        self.n_begun = self.n_begun.wrapping_add(1);
+        Ok(())
+    }
+
+    /// The half of the results, and the staging, that the step about to begin uses.
+    fn turn(&self) -> usize {
+        self.n_begun as usize % N_TURNS
+    }
+
+    fn begin_decode(&mut self, input: &StepInput) -> Result<()> {
+        self.mode = Mode::Decode { max_rows: input.rows.len() };
+        let wanted = |row: &crate::backend::step::Row| ffi::StepRow {
+            lane: row.lane.0 as i32,
+            start: row.start,
+            // Only whether the one position is stored matters, and most are.
+            store_from: if row.store_from > row.start { row.store_from } else { 0 },
+            token: 0,
+            prompt: -1,
+        };
+        let same = self.resident.len() == input.rows.len()
+            && self.resident.iter().zip(&input.rows).all(|(resident, row)| *resident == wanted(row));
+        if !same {
+            self.resident.clear();
+            self.resident.extend(input.rows.iter().map(wanted));
+            let turn = self.turn();
+            let words = HEAD_WORDS + self.resident.len() * ROW_WORDS;
+            let staging = &mut self.staging[turn].as_mut_slice()[..words];
+            let n = self.resident.len() as u32;
+            staging[..HEAD_WORDS].copy_from_slice(&[n, n, 0, 0]);
+            staging[HEAD_WORDS..].copy_from_slice(bytemuck::cast_slice(&self.resident));
+            self.device.upload(staging, self.arrays.staged.address())?;
+        }
+        // As the end of the step leaves them.
+        for row in &mut self.resident {
+            row.start += 1;
+            row.store_from = 0;
+        }
+        Ok(())
+    }
+
+    fn begin_mixed(&mut self, input: &StepInput, n_sampled: usize) -> Result<()> {
+        self.resident.clear();
+        let n_tokens = input.n_tokens();
+        let Heads { heads, kv_heads, head_dim } = self.shape.heads;
+        // SAFETY: a question about sizes.
+        let tile =
+            unsafe { ffi::kv_prefill_tile_tokens(heads as i32, kv_heads as i32, head_dim as i32) }.max(1);
+        let turn = self.turn();
+        let first_result = (turn * self.shape.n_lanes) as i32;
+        let words = self.staging[turn].as_mut_slice();
+        let mut stage = Stage { words, used: HEAD_WORDS };
+        let (mut token, mut prompt) = (0, 0);
+        let mut rows = Vec::with_capacity(input.rows.len());
+        let mut token_rows: Vec<u32> = Vec::with_capacity(n_tokens);
+        let (mut target_tokens, mut sampled_tokens) = (Vec::new(), Vec::new());
+        let (mut drafts, mut decode_rows) = (Vec::new(), Vec::new());
+        let (mut prefill_rows, mut tiles) = (Vec::<ffi::PrefillRow>::new(), Vec::new());
+        for (number, row) in input.rows.iter().enumerate() {
+            let (lane, n) = (row.lane.0 as i32, row.len() as i32);
+            let is_prompt = row.feed != Feed::Last;
+            let prompt_at = if is_prompt { prompt } else { -1 };
+            let (start, store_from) = (row.start, row.store_from);
+            rows.push(ffi::StepRow { lane, start, store_from, token, prompt: prompt_at });
+            token_rows.extend(std::iter::repeat_n(number as u32, n as usize));
+            target_tokens.extend(token as u32..token as u32 + row.n_targets);
+            if row.sample {
+                let result = first_result + drafts.len() as i32;
+                let position = row.start + row.len();
+                sampled_tokens.push((token + n - 1) as u32);
+                drafts.push(ffi::Draft { lane, position, previous: 0, result });
+            }
+            let start = row.start as i32;
+            if n == 1 {
+                decode_rows.push(ffi::DecodeRow { token, lane, kv_len: start + 1, pad: 0 });
+            } else {
+                let at = prefill_rows.len() as i32;
+                tiles.extend((0..n).step_by(tile as usize).map(|first| ffi::PrefillTile { row: at, first }));
+                prefill_rows.push(ffi::PrefillRow { token, n, start, lane });
+            }
+            token += n;
+            prompt += if is_prompt { n } else { 0 };
+        }
+        // Most keys first, so that the last blocks to run are short.
+        let keys = |tile: &ffi::PrefillTile| prefill_rows[tile.row as usize].start + tile.first;
+        tiles.sort_by_key(|tile| (std::cmp::Reverse(keys(tile)), tile.row));
+        // Where the rows of a decode step lie too.
+        stage.push(&rows);
+        let at = Layout {
+            token_rows: stage.push(&token_rows),
+            prompt: stage.push(&input.prompt_tokens),
+            targets: stage.push(&input.targets),
+            target_tokens: stage.push(&target_tokens),
+            sampled_tokens: stage.push(&sampled_tokens),
+            drafts: stage.push(&drafts),
+            decode_rows: stage.push(&decode_rows),
+            prefill_rows: stage.push(&prefill_rows),
+            tiles: stage.push(&tiles),
+        };
+        stage.words[..HEAD_WORDS].copy_from_slice(&[input.rows.len() as u32, decode_rows.len() as u32, 0, 0]);
+        let staged = &stage.words[..stage.used];
+        self.device.upload(staged, self.arrays.staged.address())?;
+        let (n_decode_rows, n_tiles) = (decode_rows.len(), tiles.len());
+        self.mode = Mode::Mixed(Mixed { n_tokens, n_sampled, n_decode_rows, n_tiles, at });
+        Ok(())
+    }
+
+    /// Gives lanes their slots and parameters.
+    fn start_lanes(&mut self, input: &StepInput) -> Result<()> {
+        let mut starts = &input.starts[self.start_some(&input.starts)?..];
+        while !starts.is_empty() {
+            // What was staged for the lanes before has left the buffer once the stream has passed it.
+            self.device.synchronize()?;
+            starts = &starts[self.start_some(starts)?..];
+        }
+        Ok(())
+    }
+
+    /// As many as fit into the staging buffer; how many.
+    fn start_some(&mut self, starts: &[crate::backend::step::LaneStart]) -> Result<usize> {
+        let begin_words = size_of::<ffi::LaneBegin>() / 4;
+        let turn = self.turn();
+        let words = self.starts.staging[turn].as_mut_slice();
+        let room = words.len();
+        let needed = |start: &crate::backend::step::LaneStart| {
+            let counted = ffi::Sampling::from(&start.sampling).penalised != 0;
+            begin_words + start.slots.len() + if counted { start.prompt.len() } else { 0 }
+        };
+        let mut used = 0;
+        let fits = |start: &&crate::backend::step::LaneStart| {
+            used += needed(start);
+            used <= room
+        };
+        let n = starts.iter().take_while(fits).count();
+        if n == 0 {
+            return Err(Error::Bug("a request with more slots than positions".into()));
+        }
+        let mut at = n * begin_words;
+        let mut prompts = Vec::new();
+        for (index, start) in starts[..n].iter().enumerate() {
+            let begin = ffi::LaneBegin {
+                lane: start.lane.0 as i32,
+                n_slots: start.slots.len() as i32,
+                slots: at as i32,
+                prompt_len: start.prompt.len() as u32,
+                sampling: ffi::Sampling::from(&start.sampling),
+            };
+            words[index * begin_words..][..begin_words].copy_from_slice(bytemuck::cast_slice(&[begin]));
+            words[at..][..start.slots.len()].copy_from_slice(&start.slots);
+            at += start.slots.len();
+            if begin.sampling.penalised != 0 {
+                words[at..][..start.prompt.len()].copy_from_slice(&start.prompt);
+                prompts.push((at, start.prompt.len(), begin.lane));
+                at += start.prompt.len();
+            }
+        }
+        self.device.upload(&words[..at], self.starts.staged.address())?;
+        let staged = &self.starts.staged;
+        let params = ffi::StartLanes {
+            starts: staged.ptr(),
+            staged: staged.ptr(),
+            n: n as i32,
+            slots: self.lanes.slots.ptr(),
+            slots_stride: self.shape.max_positions as i64,
+            prompt_lens: self.lanes.prompt_lens.ptr(),
+            lane_last: self.lanes.last.ptr(),
+            lanes: self.lanes.sampling.ptr(),
+        };
+        // SAFETY: the executor has checked lanes and numbers of slots; the arrays are sized by the shape.
+        launched("start_lanes", unsafe { ffi::kv_start_lanes(&params, self.device.stream()) })?;
+        for (at, len, lane) in prompts {
+            let params = ffi::CountPrompt {
+                tokens: staged.at(at * 4),
+                n: len as i32,
+                lane,
+                counts: self.lanes.counts.ptr(),
+                context_lens: self.lanes.context_lens.ptr(),
+                vocab: self.shape.vocab as i32,
+            };
+            // SAFETY: as above.
+            launched("count_prompt", unsafe { ffi::kv_count_prompt(&params, self.device.stream()) })?;
+        }
+        Ok(n)
+    }
+
+    /// What a graph of so many rows is recorded for.
+    pub fn shape_for_capture(&mut self, rows: usize) {
+        self.mode = Mode::Decode { max_rows: rows };
+    }
+
+    /// Tokens, positions, slots, angles; and how attention is cut.
+    pub fn lay_out(&self) -> Result<()> {
+        let (decode, max_tokens, mixed) = match self.mode {
+            Mode::Decode { max_rows } => (1, max_rows, Mixed::default()),
+            Mode::Mixed(mixed) => (0, mixed.n_tokens, mixed),
+        };
+        let at = mixed.at;
+        let params = ffi::LayOut {
+            decode,
+            max_tokens: max_tokens as i32,
+            rows: self.staged(HEAD_WORDS),
+            n_rows: self.staged(0),
+            token_rows: self.staged(at.token_rows),
+            prompt: self.staged(at.prompt),
+            lane_last: self.lanes.last.ptr(),
+            prompt_lens: self.lanes.prompt_lens.ptr(),
+            slots: self.lanes.slots.ptr(),
+            slots_stride: self.shape.max_positions as i64,
+            frequencies: self.frequencies.params(),
+            half: (self.shape.heads.head_dim / 2) as i32,
+            finished: self.results.finished.ptr(),
+            max_results: self.shape.n_lanes as i32,
+            tokens: self.arrays.tokens.ptr(),
+            stores: self.arrays.stores.ptr(),
+            angles: self.arrays.angles.ptr(),
+            decode_rows: self.arrays.decode_rows.ptr(),
+            drafts: self.drafts(),
+            sampled_tokens: self.sampled_tokens(),
+            n_drafts: mixed.n_sampled as i32,
+        };
+        // SAFETY: the arrays are sized for the largest step.
+        launched("lay_out", unsafe { ffi::kv_lay_out(&params, self.device.stream()) })?;
+        let Some((rows, n_rows, max_rows)) = self.decode_rows() else { return Ok(()) };
+        let Heads { heads, kv_heads, head_dim } = self.shape.heads;
+        for (mask, plan) in &self.attention {
+            let params = ffi::PlanDecode {
+                rows,
+                n_rows,
+                max_rows: max_rows as i32,
+                window: window(*mask),
+                heads: heads as i32,
+                kv_heads: kv_heads as i32,
+                head_dim: head_dim as i32,
+                plan: plan.ptr(),
+            };
+            // SAFETY: as above.
+            launched("plan_decode", unsafe { ffi::kv_plan_decode(&params, self.device.stream()) })?;
+        }
+        Ok(())
+    }
+
+    /// Rows of one token, where there are any: the rows, their number on the device, the most there can be.
+    fn decode_rows(&self) -> Option<(*const ffi::DecodeRow, *const i32, usize)> {
+        match self.mode {
+            Mode::Decode { max_rows } => {
+                Some((self.arrays.decode_rows.ptr(), self.staged(offset_of!(Head, n_rows) / 4), max_rows))
+            }
+            Mode::Mixed(Mixed { n_decode_rows: 0, .. }) => None,
+            Mode::Mixed(Mixed { n_decode_rows, at, .. }) => {
+                let n_rows = self.staged(offset_of!(Head, n_decode_rows) / 4);
+                Some((self.staged(at.decode_rows), n_rows, n_decode_rows))
+            }
+        }
+    }
+
+    /// The address of a staged word.
+    fn staged<T>(&self, word: usize) -> *mut T {
+        self.arrays.staged.at(word * 4)
+    }
+
+    fn drafts(&self) -> *mut ffi::Draft {
+        match self.mode {
+            Mode::Decode { .. } => self.arrays.drafts.ptr(),
+            Mode::Mixed(mixed) => self.staged(mixed.at.drafts),
+        }
+    }
+
+    fn sampled_tokens(&self) -> *mut u32 {
+        match self.mode {
+            Mode::Decode { .. } => self.arrays.sampled_tokens.ptr(),
+            Mode::Mixed(mixed) => self.staged(mixed.at.sampled_tokens),
+        }
+    }
+
+    /// Tokens of the step, padding rows of a bucket included.
+    pub fn n_tokens(&self) -> usize {
+        match self.mode {
+            Mode::Decode { max_rows } => max_rows,
+            Mode::Mixed(mixed) => mixed.n_tokens,
+        }
+    }
+
+    /// Ids fed.
+    pub fn tokens(&self) -> *const u32 {
+        self.arrays.tokens.ptr()
+    }
+
+    /// Slots stored to.
+    pub fn stores(&self) -> *const i32 {
+        self.arrays.stores.ptr()
+    }
+
+    /// Cosines and sines.
+    pub fn angles(&self) -> *const f32 {
+        self.arrays.angles.ptr()
+    }
+
+    /// Tokens whose logits are wanted, and how many.
+    pub fn logit_tokens(&self, wanted: &LogitRows) -> (*const u32, usize) {
+        match (wanted, self.mode) {
+            (LogitRows::Sampled, Mode::Decode { max_rows }) => (self.sampled_tokens(), max_rows),
+            (LogitRows::Sampled, Mode::Mixed(mixed)) => (self.sampled_tokens(), mixed.n_sampled),
+            (LogitRows::Targets(range), Mode::Mixed(mixed)) => {
+                (self.staged(mixed.at.target_tokens + range.start), range.len())
+            }
+            (LogitRows::Targets(_), Mode::Decode { .. }) => (self.sampled_tokens(), 0),
+        }
+    }
+
+    /// Attention of every row.
+    pub fn attend(&self, mask: Mask, q: (*const u8, usize), kv: &Kv, out: (*mut u8, usize)) -> Result<()> {
+        let Heads { heads, kv_heads, head_dim } = self.shape.heads;
+        let cache = ffi::Cache {
+            keys: kv.keys.ptr(),
+            values: kv.values.ptr(),
+            slots: self.lanes.slots.ptr(),
+            slots_stride: self.shape.max_positions as i64,
+        };
+        let scores = ffi::Scores {
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: 0.0,
+            window: window(mask),
+            alibi: std::ptr::null(),
+        };
+        if let Mode::Mixed(Mixed { n_tiles, at, .. }) = self.mode
+            && n_tiles > 0
+        {
+            let params = ffi::AttendPrefill {
+                q: q.0.cast(),
+                q_stride: q.1 as i64,
+                out: out.0.cast(),
+                out_stride: out.1 as i64,
+                cache,
+                scores,
+                rows: self.staged(at.prefill_rows),
+                tiles: self.staged(at.tiles),
+                n_tiles: n_tiles as i32,
+                heads: heads as i32,
+                kv_heads: kv_heads as i32,
+                head_dim: head_dim as i32,
+                dtype: dtype_code(self.dtype),
+            };
+            // SAFETY: the executor has checked lanes, positions and slots; tensors hold the step's tokens.
+            launched("attend_prefill", unsafe { ffi::kv_attend_prefill(&params, self.device.stream()) })?;
+        }
+        let Some((rows, n_rows, max_rows)) = self.decode_rows() else { return Ok(()) };
+        let plan = self.attention.iter().find(|(planned, _)| *planned == mask);
+        let Some((_, plan)) = plan else {
+            return Err(Error::Bug(format!("no plan was made for {mask:?}")));
+        };
+        let params = ffi::AttendDecode {
+            q: q.0.cast(),
+            q_stride: q.1 as i64,
+            out: out.0.cast(),
+            out_stride: out.1 as i64,
+            cache,
+            scores,
+            rows,
+            n_rows,
+            max_rows: max_rows as i32,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: head_dim as i32,
+            plan: plan.ptr(),
+            workspace: self.attend_workspace.ptr(),
+            dtype: dtype_code(self.dtype),
+        };
+        // SAFETY: as above.
+        launched("attend_decode", unsafe { ffi::kv_attend_decode(&params, self.device.stream()) })
+    }
+
+    /// Chooses a token a row; `logits` has a stride.
+    pub fn sample(&self, logits: *mut f32, stride: usize) -> Result<()> {
+        let (_, rows) = self.logit_tokens(&LogitRows::Sampled);
+        let params = ffi::Sample {
+            logits,
+            stride: stride as i64,
+            vocab: self.shape.vocab as i32,
+            max_rows: rows as i32,
+            drafts: self.drafts(),
+            lanes: self.lanes.sampling.ptr(),
+            counts: self.lanes.counts.ptr(),
+            context_lens: self.lanes.context_lens.ptr(),
+            lane_last: self.lanes.last.ptr(),
+            choices: self.results.choices.ptr(),
+            tops: self.results.tops.ptr(),
+            workspace: self.sample_workspace.ptr(),
+        };
+        // SAFETY: there is a row of logits for every draft.
+        launched("sample", unsafe { ffi::kv_sample(&params, self.device.stream()) })
+    }
+
+    /// Log-probabilities of targets, whose logits are the first rows.
+    pub fn target_logprobs(
+        &self,
+        targets: std::ops::Range<usize>,
+        logits: *const f32,
+        stride: usize,
+    ) -> Result<()> {
+        let Mode::Mixed(mixed) = self.mode else {
+            return Err(Error::Bug("a decode step has no targets".into()));
+        };
+        // The step that began last is the one before `n_begun`.
+        let turn = (self.n_begun as usize + N_TURNS - 1) % N_TURNS;
+        let first = turn * self.shape.max_tokens + targets.start;
+        let params = ffi::TargetLogprobs {
+            logits,
+            stride: stride as i64,
+            vocab: self.shape.vocab as i32,
+            rows: targets.len() as i32,
+            targets: self.staged(mixed.at.targets + targets.start),
+            // SAFETY: inside the array: a step has no more targets than tokens.
+            logprobs: unsafe { self.results.target_logprobs.ptr().add(first) },
+        };
+        // SAFETY: there is a row of logits for every target.
+        launched("target_logprobs", unsafe { ffi::kv_target_logprobs(&params, self.device.stream()) })
+    }
+
+    /// The end of the step: what it produced may be read.
+    pub fn finish(&self) -> Result<()> {
+        let max_rows = if let Mode::Decode { max_rows } = self.mode { max_rows } else { 0 };
+        let params = ffi::Finish {
+            rows: self.staged(HEAD_WORDS),
+            n_rows: self.staged(0),
+            max_rows: max_rows as i32,
+            finished: self.results.finished.ptr(),
+            host_finished: self.results.host_finished.ptr(),
+        };
+        // SAFETY: the arrays are sized for the largest step.
+        launched("finish", unsafe { ffi::kv_finish(&params, self.device.stream()) })
+    }
+
+    /// Waits for the oldest step under way.
+    pub fn output(&mut self) -> Result<StepOutput> {
+        let step = self.under_way.pop_front().ok_or_else(|| Error::Bug("no step is under way".into()))?;
+        self.await_finished(step.number.wrapping_add(1))?;
+        let turn = step.number as usize % N_TURNS;
+        let first = turn * self.shape.n_lanes;
+        let sampled = (first..first + step.n_sampled).map(|at| self.chosen(at)).collect();
+        let first = turn * self.shape.max_tokens;
+        let targets = first..first + step.n_targets;
+        let target_logprobs = targets.map(|at| self.results.target_logprobs.read(at)).collect();
+        Ok(StepOutput { sampled, target_logprobs })
+    }
+
+    fn chosen(&self, at: usize) -> Sampled {
+        let chosen = self.results.choices.read(at);
+        if chosen.failed != 0 {
+            return Sampled::NoDistribution;
+        }
+        let tops = (0..(chosen.n_top as usize).min(ffi::KV_MAX_TOP_N)).map(|i| {
+            let top = self.results.tops.read(at * ffi::KV_MAX_TOP_N + i);
+            (top.id, top.logprob)
+        });
+        Sampled::Token { id: chosen.id, logprob: chosen.logprob, top: tops.collect() }
+    }
+
+    /// Watches the number of finished steps: an event would cost the device and a system call the host.
+    fn await_finished(&self, number: u32) -> Result<()> {
+        const SPINS_BETWEEN_CHECKS: u32 = 1 << 14;
+        let mut spins = 0u32;
+        loop {
+            // Wrapping, as the device counts.
+            if (self.results.host_finished.read(0).wrapping_sub(number) as i32) >= 0 {
+                std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+                return Ok(());
+            }
+            std::hint::spin_loop();
+            spins += 1;
+            if spins.is_multiple_of(SPINS_BETWEEN_CHECKS) {
+                self.device.check()?;
+            }
+        }
+    }
+}
+
+impl Frequencies {
+    fn params(&self) -> ffi::FrequenciesOf {
+        let (original, base, factor) = match self.lengths {
+            Lengths::Alike => (u32::MAX, 1.0, 1.0),
+            Lengths::Two { original } => (original, 1.0, 1.0),
+            Lengths::Each { original, base, factor } => (original, base, factor),
+        };
+        ffi::FrequenciesOf {
+            usual: self.usual.ptr(),
+            longer: self.longer.as_ref().map_or(std::ptr::null(), |longer| longer.ptr::<f32>()),
+            original,
+            amplitude: self.amplitude,
+            base,
+            factor,
+        }
+    }
+}
+
+/// Arrays put one after the other, each at a multiple of 16 bytes.
+struct Stage<'a> {
+    words: &'a mut [u32],
+    used: usize,
+}
+
+impl Stage<'_> {
+    /// Where the array begins.
+    fn push<T: bytemuck::NoUninit>(&mut self, array: &[T]) -> usize {
+        let source: &[u32] = bytemuck::cast_slice(array);
+        let at = self.used.next_multiple_of(4);
+        self.words[at..][..source.len()].copy_from_slice(source);
+        self.used = at + source.len();
+        at
+    }
+}
+
+/// Words of the largest step: its rows; for every token its row, its id, a target and the token before it; for every
+/// row a sampled token, a draft, and what attention needs; tiles of at least one token.
+fn staged_words(max_tokens: usize, n_lanes: usize) -> usize {
+    HEAD_WORDS + n_lanes * (ROW_WORDS + 1 + 4 + 4 + 4) + max_tokens * (4 + 2) + 64
+}
+
+/// Words to start lanes with: one of the longest at least.
+fn start_words(max_positions: usize) -> usize {
+    STAGED_NUMBERS.max(2 * max_positions + size_of::<ffi::LaneBegin>())
+}
+
+fn window(mask: Mask) -> i32 {
+    match mask {
+        Mask::Causal => 0,
+        Mask::Window { window } => i32::try_from(window).unwrap_or(0),
+    }
+}
