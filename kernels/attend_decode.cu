@@ -1,0 +1,744 @@
+// Attention of one query a row over keys and values gathered by slot: bound by the reading of those.
+//
+// The query heads that share a KV head are the eight columns of a tensor-core product whose sixteen rows are keys:
+// Sᵀ = K · Qᵀ, then Oᵀ = Vᵀ · Pᵀ. So each key is read from shared memory once for all of them, and a part of the heads'
+// columns, not of the keys' rows, is idle in small groups. Groups above the columns of a block are cut into `passes`.
+//
+// Work is spread as in stream-K (Osama et al., 2023): the keys of all rows, in blocks of 64, stand in one line, KV head
+// by KV head, and every thread block takes an equal, contiguous part of it, walking over the ends of rows without
+// letting its copies run dry. Parts at the same tokens under neighbouring KV heads run side by side, so that the pieces
+// of a slot's line in DRAM are asked for at about the same time. Where a row is cut, each part leaves its softmax state
+// and sum in the workspace, and the last to arrive merges them, always in the order of the keys.
+#include <algorithm>
+
+#include "common.cuh"
+#include "mma.cuh"
+#include "softmax_state.cuh"
+
+namespace kv {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kWarpKeys = 16;                    // Keys of a warp in a block: the rows of a product.
+constexpr int kBlockKeys = kWarps * kWarpKeys;   // Keys of a block.
+constexpr int kColumns = 8;                      // Query heads of a product.
+constexpr int kBlocksPerSm = 2;
+constexpr int kMaxDim = 256;
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// ---- the plan ----
+
+// What a thread block begins with: 32 bytes of the plan.
+struct alignas(16) Part {
+  int32_t blocks;  // It takes this many,
+  int32_t head;    // beginning in this pass of a KV head,
+  int32_t row;     // this row,
+  int32_t block;   // and this block of the row.
+  kv_decode_row first;  // That row.
+};
+
+// Stands before the parts: 16 bytes.
+struct alignas(16) PlanHeader {
+  int32_t row_blocks;  // Blocks of all rows under one head.
+  int32_t parts;       // Parts that have work: the line of blocks is cut at part * blocks / parts.
+  int32_t rows;
+  int32_t pad;
+};
+
+__device__ __forceinline__ int first_key(const kv_decode_row &row, int window) {
+  return window > 0 ? max(row.kv_len - window, 0) : 0;
+}
+
+// At least one, so that every row has an end at which its output is written.
+__device__ __forceinline__ int blocks_of(const kv_decode_row &row, int window) {
+  return max(ceil_div(row.kv_len - first_key(row, window), kBlockKeys), 1);
+}
+
+constexpr int kPlanThreads = 1024;
+
+__global__ void __launch_bounds__(kPlanThreads)
+    plan_decode(const __grid_constant__ kv_plan_decode_params params, int heads, int max_parts) {
+  extern __shared__ int32_t row_end[];  // [max_rows] blocks up to and including the row's
+  __shared__ int32_t warp_end[kPlanThreads / kWarp];
+  grid_wait();
+  const int rows = min(*params.n_rows, params.max_rows);
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+  int before = 0;
+  for (int base = 0; base < rows; base += kPlanThreads) {
+    const int row = base + static_cast<int>(threadIdx.x);
+    int end = row < rows ? blocks_of(params.rows[row], params.window) : 0;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset <<= 1) {
+      const int below = __shfl_up_sync(0xffffffffu, end, offset);
+      if (lane >= offset) end += below;
+    }
+    if (lane == kWarp - 1) warp_end[warp] = end;
+    __syncthreads();
+    int through = 0;
+    for (int i = 0; i < kPlanThreads / kWarp; ++i) {
+      if (i < warp) end += warp_end[i];
+      through += warp_end[i];
+    }
+    if (row < rows) row_end[row] = before + end;
+    before += through;
+    __syncthreads();
+  }
+  const int64_t blocks = static_cast<int64_t>(before) * heads;
+  const int parts = static_cast<int>(min(blocks, static_cast<int64_t>(max_parts)));
+  auto *header = reinterpret_cast<PlanHeader *>(params.plan);
+  if (threadIdx.x == 0) *header = {before, parts, rows, 0};
+  auto *out = reinterpret_cast<Part *>(header + 1);
+  for (int i = threadIdx.x; i < max_parts; i += kPlanThreads) {
+    Part part = {};
+    if (i < parts) {
+      const int64_t begin = i * blocks / parts;
+      part.blocks = static_cast<int32_t>((i + 1) * blocks / parts - begin);
+      part.head = static_cast<int32_t>(begin / before);
+      const int at = static_cast<int>(begin % before);
+      int low = 0, high = rows - 1;  // The first row that ends above `at`.
+      while (low < high) {
+        const int middle = (low + high) / 2;
+        if (row_end[middle] > at) {
+          high = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      part.row = low;
+      part.block = at - (low > 0 ? row_end[low - 1] : 0);
+      part.first = params.rows[low];
+    }
+    out[i] = part;
+  }
+}
+
+// ---- the walk along a part ----
+
+struct Scores {
+  float scale;    // To base 2 without a softcap; else to the argument of tanh.
+  float softcap;  // In base 2; 0: none.
+  int32_t window;
+  const float *alibi;
+};
+
+struct DecodeArgs {
+  const void *q;
+  int64_t q_stride;
+  void *out;
+  int64_t out_stride;
+  const void *keys;
+  const void *values;
+  const uint32_t *slots;
+  int64_t slots_stride;
+  int64_t slot_numbers;  // kv_heads * head_dim
+  Scores scores;
+  const kv_decode_row *rows;
+  const PlanHeader *plan;
+  int32_t group;      // Query heads of a KV head,
+  int32_t passes;     // cut into so many passes
+  int32_t pass_size;  // of so many heads, the last of fewer.
+  int32_t heads;      // kv_heads * passes
+  // Of the parts a row was cut into, two places a thread block: one that begins within a row, one that ends within.
+  float *partial_sums;      // [2 * parts][columns][head_dim]
+  float2 *partial_states;   // [2 * parts][columns] largest score, sum of weights
+  unsigned *arrivals;       // [parts] of the row whose first piece that part holds; 0 between launches
+};
+
+__device__ __forceinline__ kv_decode_row load_row(const kv_decode_row *rows, int row) {
+  const int4 r = *reinterpret_cast<const int4 *>(rows + row);
+  return {r.x, r.y, r.z, r.w};
+}
+
+// A place in the line of blocks. The row to come is read while the present one is walked.
+struct Cursor {
+  int head, row, block, blocks;
+  kv_decode_row now, next;
+
+  __device__ __forceinline__ void begin(const Part &part, const DecodeArgs &args, int rows) {
+    head = part.head;
+    row = part.row;
+    block = part.block;
+    enter(part.first, args, rows);
+  }
+
+  __device__ __forceinline__ void enter(const kv_decode_row &entered, const DecodeArgs &args, int rows) {
+    now = entered;
+    blocks = blocks_of(now, args.scores.window);
+    next = load_row(args.rows, row + 1 < rows ? row + 1 : 0);
+  }
+
+  __device__ __forceinline__ bool at_last_block() const { return block + 1 == blocks; }
+
+  __device__ __forceinline__ void advance(const DecodeArgs &args, int rows) {
+    if (++block < blocks) return;
+    block = 0;
+    head += next_head(rows) - head;
+    row = row + 1 < rows ? row + 1 : 0;
+    enter(next, args, rows);
+  }
+
+  __device__ __forceinline__ int next_head(int rows) const { return row + 1 < rows ? head : head + 1; }
+
+  // First key of this warp in the block.
+  __device__ __forceinline__ int key(const DecodeArgs &args, int warp) const {
+    return first_key(now, args.scores.window) + block * kBlockKeys + warp * kWarpKeys;
+  }
+};
+
+// Keys and values of one warp in one block, on their way to shared memory.
+struct Tile {
+  uint32_t slot;   // Of key lane % 16.
+  int32_t valid;   // Keys that there are, 16 but at a row's end; none or fewer: nothing to copy.
+  int32_t kv_head;
+};
+
+// ---- the kernel ----
+
+template <int kDim>
+struct Layout {
+  static constexpr int kChunks = kDim / 8;  // Sixteen bytes each.
+  // Eight keys' chunks in one column must lie in different banks: by exclusive or where chunks are a power of two, by an
+  // odd number of chunks a key elsewhere.
+  static constexpr bool kXor = (kChunks & (kChunks - 1)) == 0;
+  static constexpr int kKeyBytes = (kXor ? kChunks : kChunks + 1 - kChunks % 2) * 16;
+  static constexpr int kTileBytes = kWarpKeys * kKeyBytes;
+  static constexpr int kStageBytes = 2 * kTileBytes;  // Keys, then values.
+  static constexpr int kStages = kDim <= 64 ? 6 : kDim <= 80 ? 4 : 3;
+  static constexpr int kSumPitch = kDim + 4;
+  static constexpr int kSumsBytes = kWarps * kColumns * kSumPitch * 4;
+  static constexpr int kStatesBytes = kWarps * kColumns * 8;
+  static constexpr int kSharedBytes = kWarps * kStages * kStageBytes + kSumsBytes + kStatesBytes + 16;
+
+  __device__ static __forceinline__ int at(int key, int chunk) {
+    return key * kKeyBytes + (kXor ? chunk ^ (key & 7) : chunk) * 16;
+  }
+};
+
+// The part in which a block of the line lies: the largest p with p * blocks / parts <= at.
+__device__ __forceinline__ int part_of(int64_t at, int64_t blocks, int parts) {
+  return static_cast<int>(((at + 1) * parts - 1) / blocks);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_4(T *to, const float (&x)[4], float factor) {
+  typename Pair<T>::type pairs[2] = {from_float2<T>(make_float2(x[0] * factor, x[1] * factor)),
+                                     from_float2<T>(make_float2(x[2] * factor, x[3] * factor))};
+  *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<uint2 *>(pairs);
+}
+
+// kTiles: products side by side, of eight query heads each.
+template <typename T, int kDim, int kTiles>
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
+    attend_decode(const __grid_constant__ DecodeArgs args) {
+  using L = Layout<kDim>;
+  constexpr int kSteps = kDim / 16;
+  constexpr int kHeads = kTiles * kColumns;
+  extern __shared__ __align__(128) unsigned char shared[];
+  float *const shared_sums = reinterpret_cast<float *>(shared + kWarps * L::kStages * L::kStageBytes);
+  float2 *const shared_states = reinterpret_cast<float2 *>(shared_sums + kWarps * kColumns * L::kSumPitch);
+  int *const shared_last = reinterpret_cast<int *>(shared_states + kWarps * kColumns);
+
+  grid_wait();
+  const PlanHeader header = *args.plan;
+  const Part part = reinterpret_cast<const Part *>(args.plan + 1)[blockIdx.x];
+  if (part.blocks == 0) return;
+
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+  const int g = lane / 4, t = lane % 4;  // As mma.cuh names them.
+  const uint32_t stages = shared_address(shared) + warp * L::kStages * L::kStageBytes;
+
+  // Copies.
+
+  Cursor ahead;
+  ahead.begin(part, args, header.rows);
+  int to_take = part.blocks;
+  const auto take = [&]() -> Tile {
+    if (to_take == 0) return {0, 0, 0};
+    --to_take;
+    const int key = ahead.key(args, warp);
+    Tile tile = {0, ahead.now.kv_len - key, ahead.head / args.passes};
+    if (lane % kWarpKeys < tile.valid) {
+      tile.slot = args.slots[ahead.now.lane * args.slots_stride + key + lane % kWarpKeys];
+    }
+    ahead.advance(args, header.rows);
+    return tile;
+  };
+  const auto copy = [&](const Tile &tile, int stage) {
+    if (tile.valid > 0) {
+      const uint32_t to = stages + stage * L::kStageBytes;
+      const T *const keys = static_cast<const T *>(args.keys) + tile.kv_head * kDim;
+      const T *const values = static_cast<const T *>(args.values) + tile.kv_head * kDim;
+#pragma unroll
+      for (int i = 0; i < kWarpKeys * L::kChunks / kWarp; ++i) {
+        const int key = (i * kWarp + lane) / L::kChunks;
+        const int chunk = (i * kWarp + lane) % L::kChunks;
+        const int64_t from = __shfl_sync(0xffffffffu, tile.slot, key) * args.slot_numbers + chunk * 8;
+        cp_async_16(to + L::at(key, chunk), keys + from, key < tile.valid);
+        cp_async_16(to + L::kTileBytes + L::at(key, chunk), values + from, key < tile.valid);
+      }
+    }
+    cp_async_commit();
+  };
+
+  Tile first[L::kStages - 1];
+#pragma unroll
+  for (int i = 0; i < L::kStages - 1; ++i) first[i] = take();
+#pragma unroll
+  for (int i = 0; i < L::kStages - 1; ++i) copy(first[i], i);
+  Tile coming = take();
+
+  // Queries of the row at hand: b fragments.
+
+  Cursor here;
+  here.begin(part, args, header.rows);
+  uint32_t q[kTiles][kSteps][2];
+  float slopes[kTiles][2] = {};
+  int first_head, n_heads;
+  const auto load_queries = [&](int head, int token) {
+    const int pass = head % args.passes;
+    first_head = head / args.passes * args.group + pass * args.pass_size;
+    n_heads = min(args.pass_size, args.group - pass * args.pass_size);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int h = tile * kColumns + g;
+      const T *const from =
+          static_cast<const T *>(args.q) + token * args.q_stride + static_cast<int64_t>(first_head + h) * kDim + 2 * t;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          q[tile][step][half] =
+              h < n_heads ? *reinterpret_cast<const uint32_t *>(from + step * 16 + half * 8) : 0u;
+        }
+      }
+      if (args.scores.alibi != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = tile * kColumns + 2 * t + i;
+          slopes[tile][i] = column < n_heads ? args.scores.alibi[first_head + column] * kLog2e : 0.f;
+        }
+      }
+    }
+  };
+  load_queries(here.head, here.now.token);
+
+  SoftmaxState states[kTiles][2];  // Of heads 2t and 2t + 1: max over the warp's keys, sum over the lane's.
+  float sums[kTiles][kSteps][4] = {};  // Oᵀ: c fragments, rows are numbers of a value.
+
+  int piece_block = here.block;  // Where the piece of the present row begins in it.
+  int stage = 0;
+  for (int i = 0; i < part.blocks; ++i) {
+    cp_async_wait<L::kStages - 2>();
+    __syncwarp();
+    copy(coming, stage == 0 ? L::kStages - 1 : stage - 1);
+    coming = take();
+
+    const int key = here.key(args, warp);
+    const int valid = here.now.kv_len - key;
+    const bool ends = here.at_last_block() || i + 1 == part.blocks;
+    const uint32_t keys = stages + stage * L::kStageBytes;
+    const uint32_t values = keys + L::kTileBytes;
+    float scores[kTiles][4] = {};
+    if (valid > 0) {
+      float odd_scores[kTiles][4] = {};  // Two chains of products, since one waits for itself.
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t a[4];
+        ldmatrix_x4(a, keys + L::at(lane % 16, step * 2 + lane / 16));
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          mma_16x8x16<T>(step % 2 == 0 ? scores[tile] : odd_scores[tile], a, q[tile][step]);
+        }
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) scores[tile][j] += odd_scores[tile][j];
+      }
+    }
+    const int piece_first_head = first_head, piece_heads = n_heads;
+    float piece_slopes[kTiles][2];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      piece_slopes[tile][0] = slopes[tile][0];
+      piece_slopes[tile][1] = slopes[tile][1];
+    }
+    // The next row's queries come while this one's last block and its merge go on.
+    if (ends && i + 1 < part.blocks) load_queries(here.next_head(header.rows), here.next.token);
+
+    if (valid > 0) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          float &score = scores[tile][j];
+          score *= args.scores.scale;
+          if (args.scores.softcap > 0.f) {
+            // tanh x = 1 - 2 / (1 + e^2x)
+            score = args.scores.softcap * (1.f - 2.f / (1.f + exp2_approx(2.f * kLog2e * score)));
+          }
+          const int at = g + j / 2 * 8;
+          score += piece_slopes[tile][j % 2] * static_cast<float>(key + at + 1 - here.now.kv_len);
+          if (at >= valid) score = kMinusInfinity;
+        }
+      }
+      float factors[kTiles][2];
+      bool raised = false;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float largest = fmaxf(scores[tile][c], scores[tile][c + 2]);
+#pragma unroll
+          for (int offset = 4; offset < kWarp; offset <<= 1) {
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+          }
+          factors[tile][c] = states[tile][c].raise(largest);
+          raised |= factors[tile][c] != 1.f;
+        }
+      }
+      if (__any_sync(0xffffffffu, raised)) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums[tile][step][j] *= factors[tile][j % 2];
+          }
+        }
+      }
+      uint32_t weights[kTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float2 w = make_float2(states[tile][0].weight(scores[tile][2 * half]),
+                                       states[tile][1].weight(scores[tile][2 * half + 1]));
+          states[tile][0].sum += w.x;
+          states[tile][1].sum += w.y;
+          auto pair = from_float2<T>(w);
+          weights[tile][half] = transpose_8x8(*reinterpret_cast<uint32_t *>(&pair));
+        }
+      }
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t a[4];
+        ldmatrix_x4_trans(a, values + L::at(lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) mma_16x8x16<T>(sums[tile][step], a, weights[tile]);
+      }
+    }
+    stage = stage + 1 == L::kStages ? 0 : stage + 1;
+
+    if (ends) {
+      // The warps' states become one; whole rows go out, pieces to the workspace.
+      const bool whole = piece_block == 0 && here.at_last_block();
+      const int64_t line = static_cast<int64_t>(header.row_blocks) * args.heads;
+      int first_part = 0, last_part = 0, place = 0;
+      if (!whole) {
+        const int64_t begin = blockIdx.x * line / header.parts + i - here.block;
+        first_part = part_of(begin, line, header.parts);
+        last_part = part_of(begin + here.blocks - 1, line, header.parts);
+        place = 2 * static_cast<int>(blockIdx.x) + (first_part == static_cast<int>(blockIdx.x));
+      }
+      T *const out = static_cast<T *>(args.out) + here.now.token * args.out_stride +
+                     static_cast<int64_t>(piece_first_head) * kDim;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          SoftmaxState &state = states[tile][c];
+#pragma unroll
+          for (int offset = 4; offset < kWarp; offset <<= 1) {
+            state.sum += __shfl_xor_sync(0xffffffffu, state.sum, offset);
+          }
+          const int column = warp * kColumns + 2 * t + c;
+          if (g == 0) shared_states[column] = make_float2(state.max, state.sum);
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) {
+            shared_sums[column * L::kSumPitch + step * 16 + g] = sums[tile][step][c];
+            shared_sums[column * L::kSumPitch + step * 16 + g + 8] = sums[tile][step][c + 2];
+            sums[tile][step][c] = sums[tile][step][c + 2] = 0.f;
+          }
+          state = SoftmaxState();
+        }
+        __syncthreads();
+        const int columns = min(piece_heads - tile * kColumns, kColumns);
+        for (int e = threadIdx.x; e < columns * (kDim / 4); e += kThreads) {
+          const int column = e / (kDim / 4), d = e % (kDim / 4) * 4;
+          SoftmaxState state;
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) state.raise(shared_states[w * kColumns + column].x);
+          float sum[4] = {};
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) {
+            const float2 other = shared_states[w * kColumns + column];
+            const float factor = state.weight(other.x);
+            state.sum += factor * other.y;
+            const float4 x =
+                *reinterpret_cast<const float4 *>(shared_sums + (w * kColumns + column) * L::kSumPitch + d);
+            sum[0] += factor * x.x;
+            sum[1] += factor * x.y;
+            sum[2] += factor * x.z;
+            sum[3] += factor * x.w;
+          }
+          const int head = tile * kColumns + column;
+          if (whole) {
+            store_4(out + head * kDim + d, sum, state.normaliser());
+          } else {
+            const int64_t to = static_cast<int64_t>(place) * kHeads + head;
+            *reinterpret_cast<float4 *>(args.partial_sums + to * kDim + d) =
+                make_float4(sum[0], sum[1], sum[2], sum[3]);
+            if (d == 0) args.partial_states[to] = make_float2(state.max, state.sum);
+          }
+        }
+        __syncthreads();
+      }
+      if (!whole) {
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+          const unsigned pieces = last_part - first_part + 1;
+          *shared_last = atomicAdd(args.arrivals + first_part, 1u) + 1 == pieces;
+        }
+        __syncthreads();
+        if (*shared_last) {
+          __threadfence();
+          constexpr int kAtOnce = 8;
+          for (int e = threadIdx.x; e < piece_heads * (kDim / 4); e += kThreads) {
+            const int head = e / (kDim / 4), d = e % (kDim / 4) * 4;
+            SoftmaxState state;
+            float sum[4] = {};
+            for (int p = first_part; p <= last_part; p += kAtOnce) {
+              float2 other[kAtOnce];
+              float4 x[kAtOnce];
+#pragma unroll
+              for (int j = 0; j < kAtOnce; ++j) {
+                const int from = min(p + j, last_part);
+                const int64_t at = static_cast<int64_t>(2 * from + (from == first_part)) * kHeads + head;
+                other[j] = __ldcg(args.partial_states + at);
+                x[j] = __ldcg(reinterpret_cast<const float4 *>(args.partial_sums + at * kDim + d));
+                if (p + j > last_part) other[j] = make_float2(kMinusInfinity, 0.f);
+              }
+              float largest = other[0].x;
+#pragma unroll
+              for (int j = 1; j < kAtOnce; ++j) largest = fmaxf(largest, other[j].x);
+              const float factor = state.raise(largest);
+#pragma unroll
+              for (int j = 0; j < 4; ++j) sum[j] *= factor;
+#pragma unroll
+              for (int j = 0; j < kAtOnce; ++j) {
+                const float weight = state.weight(other[j].x);
+                state.sum += weight * other[j].y;
+                sum[0] += weight * x[j].x;
+                sum[1] += weight * x[j].y;
+                sum[2] += weight * x[j].z;
+                sum[3] += weight * x[j].w;
+              }
+            }
+            store_4(out + head * kDim + d, sum, state.normaliser());
+          }
+          if (threadIdx.x == 0) args.arrivals[first_part] = 0;
+        }
+      }
+      piece_block = 0;
+    }
+    here.advance(args, header.rows);
+    if (to_take == 0) grid_launch_dependents();
+  }
+}
+
+// ---- head sizes without a kernel of their own ----
+
+constexpr int kAnyThreads = 128;
+
+// One thread block a row and query head, in steps of 128 keys: any even head_dim, no alignment beyond a number's.
+template <typename T>
+__global__ void __launch_bounds__(kAnyThreads)
+    attend_decode_any(const __grid_constant__ DecodeArgs args, const int32_t *n_rows, int dim) {
+  constexpr int kPerThread = kMaxDim / kAnyThreads;
+  constexpr int kAnyWarps = kAnyThreads / kWarp;
+  __shared__ float query[kMaxDim];
+  __shared__ float weights[kAnyThreads];
+  __shared__ uint32_t slots[kAnyThreads];
+  __shared__ float largest_of[kAnyWarps], sum_of[kAnyWarps];
+  grid_wait();
+  grid_launch_dependents();
+  const int head = blockIdx.x;
+  if (static_cast<int>(blockIdx.y) >= *n_rows) return;
+  const kv_decode_row row = args.rows[blockIdx.y];
+  const int64_t offset = static_cast<int64_t>(head / args.group) * dim;
+  const float slope = args.scores.alibi != nullptr ? args.scores.alibi[head] * kLog2e : 0.f;
+  for (int d = threadIdx.x; d < dim; d += kAnyThreads) {
+    query[d] = to_float(static_cast<const T *>(args.q)[row.token * args.q_stride + head * dim + d]);
+  }
+  SoftmaxState state;
+  float sums[kPerThread] = {};
+  for (int base = first_key(row, args.scores.window); base < row.kv_len; base += kAnyThreads) {
+    const int key = base + static_cast<int>(threadIdx.x);
+    __syncthreads();
+    float score = kMinusInfinity;
+    if (key < row.kv_len) {
+      const uint32_t slot = args.slots[row.lane * args.slots_stride + key];
+      slots[threadIdx.x] = slot;
+      const T *const from = static_cast<const T *>(args.keys) + slot * args.slot_numbers + offset;
+      score = 0.f;
+      for (int d = 0; d < dim; ++d) score += query[d] * to_float(from[d]);
+      score *= args.scores.scale;
+      if (args.scores.softcap > 0.f) {
+        score = args.scores.softcap * (1.f - 2.f / (1.f + exp2_approx(2.f * kLog2e * score)));
+      }
+      score += slope * static_cast<float>(key + 1 - row.kv_len);
+    }
+    const float warp_largest = warp_max(score);
+    if (threadIdx.x % kWarp == 0) largest_of[threadIdx.x / kWarp] = warp_largest;
+    __syncthreads();
+    float largest = largest_of[0];
+#pragma unroll
+    for (int w = 1; w < kAnyWarps; ++w) largest = fmaxf(largest, largest_of[w]);
+    const float factor = state.raise(largest);
+    const float weight = state.weight(score);
+    weights[threadIdx.x] = weight;
+    state.sum += block_sum<kAnyWarps>(weight, sum_of);
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int d = static_cast<int>(threadIdx.x) + i * kAnyThreads;
+      if (d >= dim) continue;
+      sums[i] *= factor;
+      for (int j = 0; j < min(kAnyThreads, row.kv_len - base); ++j) {
+        sums[i] +=
+            weights[j] * to_float(static_cast<const T *>(args.values)[slots[j] * args.slot_numbers + offset + d]);
+      }
+    }
+  }
+  T *const out = static_cast<T *>(args.out) + row.token * args.out_stride + head * dim;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    const int d = static_cast<int>(threadIdx.x) + i * kAnyThreads;
+    if (d < dim) out[d] = from_float<T>(sums[i] * state.normaliser());
+  }
+}
+
+// ---- launches ----
+
+bool has_own_kernel(int head_dim) {
+  return head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+}
+
+// How the query heads of a KV head are cut.
+struct Passes {
+  int count, size, columns;
+};
+
+Passes passes_of(int heads, int kv_heads, int head_dim) {
+  const int group = heads / kv_heads;
+  // Sixteen columns where the sums still fit the registers and groups of that size are common.
+  const int columns = group > kColumns && (head_dim == 64 || head_dim == 128) ? 2 * kColumns : kColumns;
+  const int count = ceil_div(group, columns);
+  return {count, ceil_div(group, count), columns};
+}
+
+int max_parts() {
+  int device = 0, sms = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    return 0;
+  }
+  return sms * kBlocksPerSm;
+}
+
+int parts_of(int head_dim) { return head_dim <= 128 ? max_parts() : max_parts() / kBlocksPerSm; }
+
+int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+template <typename T>
+int launch_any(const kv_attend_decode_params &params, const DecodeArgs &args, kv_stream stream) {
+  return launch(attend_decode_any<T>, dim3(params.heads, params.max_rows), dim3(kAnyThreads), 0, stream, args,
+                params.n_rows, params.head_dim);
+}
+
+template <typename T, int kDim, int kTiles>
+int launch_own(const DecodeArgs &args, kv_stream stream) {
+  constexpr int bytes = Layout<kDim>::kSharedBytes;
+  const auto kernel = attend_decode<T, kDim, kTiles>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, dim3(parts_of(kDim)), dim3(kThreads), bytes, stream, args);
+}
+
+template <typename T>
+int launch_dim(const kv_attend_decode_params &params, const DecodeArgs &args, int columns, kv_stream stream) {
+  switch (params.head_dim) {
+    case 64: return columns == kColumns ? launch_own<T, 64, 1>(args, stream) : launch_own<T, 64, 2>(args, stream);
+    case 80: return launch_own<T, 80, 1>(args, stream);
+    case 96: return launch_own<T, 96, 1>(args, stream);
+    case 128: return columns == kColumns ? launch_own<T, 128, 1>(args, stream) : launch_own<T, 128, 2>(args, stream);
+    case 256: return launch_own<T, 256, 1>(args, stream);
+    default: return launch_any<T>(params, args, stream);
+  }
+}
+
+}  // namespace
+}  // namespace kv
+
+extern "C" {
+
+int32_t kv_plan_decode_ints(int32_t) {
+  return static_cast<int32_t>((sizeof(kv::PlanHeader) + kv::max_parts() * sizeof(kv::Part)) / sizeof(int32_t));
+}
+
+int64_t kv_attend_decode_workspace_bytes(int32_t, int32_t heads, int32_t kv_heads, int32_t head_dim) {
+  if (!kv::has_own_kernel(head_dim)) return 0;
+  const int64_t parts = kv::parts_of(head_dim);
+  const int64_t columns = kv::passes_of(heads, kv_heads, head_dim).columns;
+  return kv::align_256(parts * sizeof(unsigned)) + kv::align_256(2 * parts * columns * sizeof(float2)) +
+         2 * parts * columns * head_dim * static_cast<int64_t>(sizeof(float));
+}
+
+int kv_plan_decode(const kv_plan_decode_params *params, kv_stream stream) {
+  using namespace kv;
+  const int heads = params->kv_heads * passes_of(params->heads, params->kv_heads, params->head_dim).count;
+  return launch(plan_decode, dim3(1), dim3(kPlanThreads), params->max_rows * sizeof(int32_t), stream, *params, heads,
+                parts_of(params->head_dim));
+}
+
+int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream) {
+  using namespace kv;
+  const auto &p = *params;
+  if (p.head_dim > kMaxDim || p.head_dim % 2 != 0 || p.heads % p.kv_heads != 0) return cudaErrorInvalidValue;
+  const Passes passes = passes_of(p.heads, p.kv_heads, p.head_dim);
+  const float softcap = p.scores.softcap;
+  DecodeArgs args = {};
+  args.q = p.q;
+  args.q_stride = p.q_stride;
+  args.out = p.out;
+  args.out_stride = p.out_stride;
+  args.keys = p.cache.keys;
+  args.values = p.cache.values;
+  args.slots = p.cache.slots;
+  args.slots_stride = p.cache.slots_stride;
+  args.slot_numbers = static_cast<int64_t>(p.kv_heads) * p.head_dim;
+  args.scores = {softcap > 0.f ? p.scores.scale / softcap : p.scores.scale * kLog2e, softcap * kLog2e, p.scores.window,
+                 p.scores.alibi};
+  args.rows = p.rows;
+  args.plan = reinterpret_cast<const PlanHeader *>(p.plan);
+  args.group = p.heads / p.kv_heads;
+  args.passes = passes.count;
+  args.pass_size = passes.size;
+  args.heads = p.kv_heads * passes.count;
+  if (has_own_kernel(p.head_dim)) {
+    const int64_t parts = parts_of(p.head_dim);
+    auto *const workspace = static_cast<unsigned char *>(p.workspace);
+    args.arrivals = reinterpret_cast<unsigned *>(workspace);
+    args.partial_states = reinterpret_cast<float2 *>(workspace + align_256(parts * sizeof(unsigned)));
+    args.partial_sums = reinterpret_cast<float *>(reinterpret_cast<unsigned char *>(args.partial_states) +
+                                                  align_256(2 * parts * passes.columns * sizeof(float2)));
+  }
+  return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_dim<T>(p, args, passes.columns, stream); });
+}
+
+}  // extern "C"
