@@ -178,7 +178,7 @@ pub struct Draft {
 }
 
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Chosen {
     pub id: u32,
     pub logprob: f32,
@@ -187,7 +187,7 @@ pub struct Chosen {
 }
 
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Alternative {
     pub id: u32,
     pub logprob: f32,

@@ -148,6 +148,7 @@ impl Uploader {
         if stride > STAGED_NUMBERS {
             return Err(Error::Unsupported(format!("a row of {width} numbers")));
         }
+        let dtype = self.dtype;
         for first in (0..part.rows.len()).step_by(rows_at_once) {
             let n_rows = rows_at_once.min(part.rows.len() - first);
             let row_bytes = |row: usize| {
@@ -166,7 +167,7 @@ impl Uploader {
                     let row_bytes = row_bytes(row);
                     if !columns.is_empty() {
                         let from = &row_bytes[columns.start * size..columns.end * size];
-                        round_all(stored, self.dtype, from, held);
+                        round_all(stored, dtype, from, held);
                     }
                     padding.fill(0);
                 }
