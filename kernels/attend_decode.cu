@@ -210,7 +210,7 @@ struct Layout {
   static constexpr int kSumPitch = kDim + 4;
   static constexpr int kSumsBytes = kWarps * kColumns * kSumPitch * 4;
   static constexpr int kStatesBytes = kWarps * kColumns * 8;
-  static constexpr int kSharedBytes = kWarps * kStages * kStageBytes + kSumsBytes + kStatesBytes + 16;
+  static constexpr int kSharedBytes = kWarps * kStages * kStageBytes + kSumsBytes + kStatesBytes;
 
   __device__ static __forceinline__ int at(int key, int chunk) {
     return key * kKeyBytes + (kXor ? chunk ^ (key & 7) : chunk) * 16;
@@ -229,6 +229,70 @@ __device__ __forceinline__ void store_4(T *to, const float (&x)[4], float factor
   *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<uint2 *>(pairs);
 }
 
+// Takes other states, and sums of four numbers under them, into one.
+template <int kOthers>
+__device__ __forceinline__ void merge(SoftmaxState &state, float (&sum)[4], const float2 (&other)[kOthers],
+                                      const float4 (&x)[kOthers]) {
+  float largest = other[0].x;
+#pragma unroll
+  for (int i = 1; i < kOthers; ++i) largest = fmaxf(largest, other[i].x);
+  const float factor = state.raise(largest);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] *= factor;
+#pragma unroll
+  for (int i = 0; i < kOthers; ++i) {
+    const float weight = state.weight(other[i].x);
+    state.sum += weight * other[i].y;
+    sum[0] += weight * x[i].x;
+    sum[1] += weight * x[i].y;
+    sum[2] += weight * x[i].z;
+    sum[3] += weight * x[i].w;
+  }
+}
+
+// A row, under some query heads, of which a part holds only a piece.
+struct Cut {
+  void *out;  // Of its first head.
+  int32_t heads;
+  int32_t first_part, last_part;  // They hold all of it.
+};
+
+// Where a part leaves its piece in the workspace.
+__device__ __forceinline__ int place_of(int part, int first_part) { return 2 * part + (part == first_part); }
+
+// Tells that this block's piece is in the workspace; returns how many were before. What the block wrote before its last
+// barrier is seen by those who arrive later.
+__device__ __forceinline__ int arrive(unsigned *arrivals) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
+  return static_cast<int>(before);
+}
+
+// The last to arrive writes the row, from its pieces in the order of their keys.
+template <typename T, int kDim, int kHeads>
+__device__ __forceinline__ void merge_pieces(const DecodeArgs &args, const Cut &cut) {
+  constexpr int kAtOnce = 16;
+  for (int e = threadIdx.x; e < cut.heads * (kDim / 4); e += kThreads) {
+    const int head = e / (kDim / 4), d = e % (kDim / 4) * 4;
+    SoftmaxState state;
+    float sum[4] = {};
+    for (int first = cut.first_part; first <= cut.last_part; first += kAtOnce) {
+      float2 other[kAtOnce];
+      float4 x[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int part = min(first + i, cut.last_part);
+        const int64_t at = static_cast<int64_t>(place_of(part, cut.first_part)) * kHeads + head;
+        other[i] = __ldcg(args.partial_states + at);
+        x[i] = __ldcg(reinterpret_cast<const float4 *>(args.partial_sums + at * kDim + d));
+        if (first + i > cut.last_part) other[i] = make_float2(kMinusInfinity, 0.f);
+      }
+      merge(state, sum, other, x);
+    }
+    store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
+  }
+}
+
 // kTiles: products side by side, of eight query heads each.
 template <typename T, int kDim, int kTiles>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
@@ -239,9 +303,11 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
   extern __shared__ __align__(128) unsigned char shared[];
   float *const shared_sums = reinterpret_cast<float *>(shared + kWarps * L::kStages * L::kStageBytes);
   float2 *const shared_states = reinterpret_cast<float2 *>(shared_sums + kWarps * kColumns * L::kSumPitch);
-  int *const shared_last = reinterpret_cast<int *>(shared_states + kWarps * kColumns);
+  __shared__ Cut shared_cuts[2];  // At its beginning and at its end.
+  __shared__ int shared_last[2];
 
   grid_wait();
+  grid_launch_dependents();
   const PlanHeader header = *args.plan;
   const Part part = reinterpret_cast<const Part *>(args.plan + 1)[blockIdx.x];
   if (part.blocks == 0) return;
@@ -331,6 +397,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 
   int piece_block = here.block;  // Where the piece of the present row begins in it.
   int stage = 0;
+  int cuts = 0;
   for (int i = 0; i < part.blocks; ++i) {
     cp_async_wait<L::kStages - 2>();
     __syncwarp();
@@ -435,18 +502,20 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
     stage = stage + 1 == L::kStages ? 0 : stage + 1;
 
     if (ends) {
-      // The warps' states become one; whole rows go out, pieces to the workspace.
+      // The warps' states become one; a whole row goes out, a piece of one to the workspace.
       const bool whole = piece_block == 0 && here.at_last_block();
-      const int64_t line = static_cast<int64_t>(header.row_blocks) * args.heads;
-      int first_part = 0, last_part = 0, place = 0;
-      if (!whole) {
-        const int64_t begin = blockIdx.x * line / header.parts + i - here.block;
-        first_part = part_of(begin, line, header.parts);
-        last_part = part_of(begin + here.blocks - 1, line, header.parts);
-        place = 2 * static_cast<int>(blockIdx.x) + (first_part == static_cast<int>(blockIdx.x));
-      }
       T *const out = static_cast<T *>(args.out) + here.now.token * args.out_stride +
                      static_cast<int64_t>(piece_first_head) * kDim;
+      int place = 0;
+      if (!whole) {
+        const int64_t line = static_cast<int64_t>(header.row_blocks) * args.heads;
+        const int64_t begin = blockIdx.x * line / header.parts + i - here.block;
+        const Cut cut = {out, piece_heads, part_of(begin, line, header.parts),
+                         part_of(begin + here.blocks - 1, line, header.parts)};
+        place = place_of(blockIdx.x, cut.first_part);
+        if (threadIdx.x == 0) shared_cuts[cuts] = cut;
+        ++cuts;
+      }
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -470,22 +539,16 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
         const int columns = min(piece_heads - tile * kColumns, kColumns);
         for (int e = threadIdx.x; e < columns * (kDim / 4); e += kThreads) {
           const int column = e / (kDim / 4), d = e % (kDim / 4) * 4;
-          SoftmaxState state;
-#pragma unroll
-          for (int w = 0; w < kWarps; ++w) state.raise(shared_states[w * kColumns + column].x);
-          float sum[4] = {};
+          float2 other[kWarps];
+          float4 x[kWarps];
 #pragma unroll
           for (int w = 0; w < kWarps; ++w) {
-            const float2 other = shared_states[w * kColumns + column];
-            const float factor = state.weight(other.x);
-            state.sum += factor * other.y;
-            const float4 x =
-                *reinterpret_cast<const float4 *>(shared_sums + (w * kColumns + column) * L::kSumPitch + d);
-            sum[0] += factor * x.x;
-            sum[1] += factor * x.y;
-            sum[2] += factor * x.z;
-            sum[3] += factor * x.w;
+            other[w] = shared_states[w * kColumns + column];
+            x[w] = *reinterpret_cast<const float4 *>(shared_sums + (w * kColumns + column) * L::kSumPitch + d);
           }
+          SoftmaxState state;
+          float sum[4] = {};
+          merge(state, sum, other, x);
           const int head = tile * kColumns + column;
           if (whole) {
             store_4(out + head * kDim + d, sum, state.normaliser());
@@ -498,57 +561,22 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
         }
         __syncthreads();
       }
-      if (!whole) {
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) {
-          const unsigned pieces = last_part - first_part + 1;
-          *shared_last = atomicAdd(args.arrivals + first_part, 1u) + 1 == pieces;
-        }
-        __syncthreads();
-        if (*shared_last) {
-          __threadfence();
-          constexpr int kAtOnce = 8;
-          for (int e = threadIdx.x; e < piece_heads * (kDim / 4); e += kThreads) {
-            const int head = e / (kDim / 4), d = e % (kDim / 4) * 4;
-            SoftmaxState state;
-            float sum[4] = {};
-            for (int p = first_part; p <= last_part; p += kAtOnce) {
-              float2 other[kAtOnce];
-              float4 x[kAtOnce];
-#pragma unroll
-              for (int j = 0; j < kAtOnce; ++j) {
-                const int from = min(p + j, last_part);
-                const int64_t at = static_cast<int64_t>(2 * from + (from == first_part)) * kHeads + head;
-                other[j] = __ldcg(args.partial_states + at);
-                x[j] = __ldcg(reinterpret_cast<const float4 *>(args.partial_sums + at * kDim + d));
-                if (p + j > last_part) other[j] = make_float2(kMinusInfinity, 0.f);
-              }
-              float largest = other[0].x;
-#pragma unroll
-              for (int j = 1; j < kAtOnce; ++j) largest = fmaxf(largest, other[j].x);
-              const float factor = state.raise(largest);
-#pragma unroll
-              for (int j = 0; j < 4; ++j) sum[j] *= factor;
-#pragma unroll
-              for (int j = 0; j < kAtOnce; ++j) {
-                const float weight = state.weight(other[j].x);
-                state.sum += weight * other[j].y;
-                sum[0] += weight * x[j].x;
-                sum[1] += weight * x[j].y;
-                sum[2] += weight * x[j].z;
-                sum[3] += weight * x[j].w;
-              }
-            }
-            store_4(out + head * kDim + d, sum, state.normaliser());
-          }
-          if (threadIdx.x == 0) args.arrivals[first_part] = 0;
-        }
-      }
       piece_block = 0;
     }
     here.advance(args, header.rows);
-    if (to_take == 0) grid_launch_dependents();
+  }
+
+  // Arrivals are told only now: were they told where a piece ends, the copies would run dry meanwhile.
+  if (static_cast<int>(threadIdx.x) < cuts) {
+    const Cut cut = shared_cuts[threadIdx.x];
+    shared_last[threadIdx.x] = arrive(args.arrivals + cut.first_part) == cut.last_part - cut.first_part;
+  }
+  __syncthreads();
+  for (int i = 0; i < cuts; ++i) {
+    if (!shared_last[i]) continue;
+    const Cut cut = shared_cuts[i];
+    merge_pieces<T, kDim, kHeads>(args, cut);
+    if (threadIdx.x == 0) args.arrivals[cut.first_part] = 0;
   }
 }
 
@@ -625,8 +653,27 @@ __global__ void __launch_bounds__(kAnyThreads)
 
 // ---- launches ----
 
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+}
+
+// Shared memory of the kernel made for a head size; 0: there is none.
+int own_kernel_bytes(int head_dim) {
+  switch (head_dim) {
+    case 64: return Layout<64>::kSharedBytes;
+    case 80: return Layout<80>::kSharedBytes;
+    case 96: return Layout<96>::kSharedBytes;
+    case 128: return Layout<128>::kSharedBytes;
+    case 256: return Layout<256>::kSharedBytes;
+    default: return 0;
+  }
+}
+
 bool has_own_kernel(int head_dim) {
-  return head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+  const int bytes = own_kernel_bytes(head_dim);
+  return bytes > 0 && bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 // How the query heads of a KV head are cut.
@@ -642,14 +689,7 @@ Passes passes_of(int heads, int kv_heads, int head_dim) {
   return {count, ceil_div(group, count), columns};
 }
 
-int max_parts() {
-  int device = 0, sms = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    return 0;
-  }
-  return sms * kBlocksPerSm;
-}
+int max_parts() { return device_attribute(cudaDevAttrMultiProcessorCount) * kBlocksPerSm; }
 
 int parts_of(int head_dim) { return head_dim <= 128 ? max_parts() : max_parts() / kBlocksPerSm; }
 
@@ -672,7 +712,7 @@ int launch_own(const DecodeArgs &args, kv_stream stream) {
 
 template <typename T>
 int launch_dim(const kv_attend_decode_params &params, const DecodeArgs &args, int columns, kv_stream stream) {
-  switch (params.head_dim) {
+  switch (has_own_kernel(params.head_dim) ? params.head_dim : 0) {
     case 64: return columns == kColumns ? launch_own<T, 64, 1>(args, stream) : launch_own<T, 64, 2>(args, stream);
     case 80: return launch_own<T, 80, 1>(args, stream);
     case 96: return launch_own<T, 96, 1>(args, stream);

@@ -16,7 +16,8 @@ struct Tiling {
   static constexpr int kWarps = 4;
   static constexpr int kRows = prefill_tile_rows(kDim);
   static constexpr int kRowTiles = kRows / (kWarps * 16);  // Of 16 rows, a warp.
-  static constexpr int kKeys = kDim > 128 ? 48 : 64;  // 256 × 48 still fits the 99 KiB of compute capability 8.9.
+  // As many as registers hold, and at 256 the 99 KiB of shared memory of compute capability 8.9.
+  static constexpr int kKeys = kDim <= 80 ? 64 : kDim <= 128 ? 32 : 48;
   static constexpr int kThreads = kWarps * kWarp;
   // In chunks of 16 bytes; odd, so that eight rows' chunks of one column lie in eight different banks.
   static constexpr int kPitch = kDim / 8 + 1;

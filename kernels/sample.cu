@@ -16,6 +16,7 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kClusterBlocks = 8;
+constexpr int kBlocksPerSm = 2;
 
 // Ids of a block: whole groups of four.
 constexpr uint32_t slice_ids(uint32_t vocab, uint32_t blocks) { return ((vocab + blocks - 1) / blocks + 3) / 4 * 4; }
@@ -369,7 +370,7 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
   }
 }
 
-__global__ void KV_CLUSTER_DIMS(kClusterBlocks) __launch_bounds__(kThreads)
+__global__ void KV_CLUSTER_DIMS(kClusterBlocks) __launch_bounds__(kThreads, kBlocksPerSm)
     sample_cluster_kernel(const __grid_constant__ kv_sample_params p) {
 #if __CUDA_ARCH__ >= 900
   __shared__ Shared<kClusterBlocks> shared;

@@ -92,15 +92,14 @@ class ByScore {
     return __float_as_uint(fmaxf(fmaf(score, scale_, kUnits + (kBins - 1)), kUnits)) & (kBins - 1);
   }
 
-  __device__ Keys keys(uint32_t bin_) const {
+  __device__ Keys keys(uint32_t bin) const {
     Keys keys = {ordered(lowest_), ordered(0.f)};
-    const double width = 1. / scale_;
-    if (bin_ > 0) keys.low = max(keys.low, ordered(__double2float_rd((bin_ - (kBins - 1) - 0.5) * width)) - 1);
-    if (bin_ < kBins - 1) {
-      keys.high = min(keys.high, ordered(__double2float_ru((bin_ - (kBins - 1) + 0.5) * width)) + 1);
-    }
-    while (bin(unordered(keys.low), 0) < bin_) ++keys.low;
-    while (bin(unordered(keys.high), 0) > bin_) --keys.high;
+    // The edges to within a float, then exactly.
+    const double width = 1. / scale_, centre = (static_cast<double>(bin) - (kBins - 1)) * width;
+    if (bin > 0) keys.low = max(keys.low, ordered(__double2float_rd(centre - 0.5 * width)) - 1);
+    if (bin < kBins - 1) keys.high = min(keys.high, ordered(__double2float_ru(centre + 0.5 * width)) + 1);
+    while (this->bin(unordered(keys.low), 0) < bin) ++keys.low;
+    while (this->bin(unordered(keys.high), 0) > bin) --keys.high;
     return keys;
   }
 
