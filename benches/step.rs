@@ -2,7 +2,8 @@
 //!
 //! The executor answers at once with the tokens of a text. For each tokenizer and number of rows: the whole call, from
 //! a client on a thread of its own through the unix socket and back; the engine alone, asked through its handle; and a
-//! call of Health, which asks nobody, for what the wire takes at least. `cargo bench --bench step`.
+//! call of Health, which asks nobody, for what the wire takes at least. Last, how long the device would stand idle:
+//! from one step's tokens to the next step, which runs ahead. `cargo bench --bench step`.
 
 #![allow(missing_docs)]
 
@@ -10,6 +11,7 @@
 #[path = "../integration/support/mod.rs"]
 mod support;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -44,11 +46,17 @@ fn target(rows: usize) -> Duration {
 struct Null {
     info: ModelInfo,
     text: Vec<u32>,
-    outcome: Option<StepOutput>,
+    outcomes: VecDeque<StepOutput>,
+    /// When the last outcome was handed out.
+    waited: Instant,
+    /// From each outcome to the next step.
+    gaps: Gaps,
 }
 
+type Gaps = Arc<Mutex<Vec<Duration>>>;
+
 impl Null {
-    fn new(tokenizer: &Tokenizer) -> Null {
+    fn new(tokenizer: &Tokenizer, gaps: Gaps) -> Null {
         let n_positions = MAX_NEW_TOKENS + 1000;
         let info = ModelInfo {
             family: "null",
@@ -65,7 +73,13 @@ impl Null {
             kv_bytes: 0,
             graph_bytes: 0,
         };
-        Null { info, text: tokenizer.encode(TEXT, false, usize::MAX).unwrap(), outcome: None }
+        Null {
+            info,
+            text: tokenizer.encode(TEXT, false, usize::MAX).unwrap(),
+            outcomes: VecDeque::new(),
+            waited: Instant::now(),
+            gaps,
+        }
     }
 }
 
@@ -75,6 +89,7 @@ impl Executor for Null {
     }
 
     fn submit(&mut self, step: StepInput) -> Result<()> {
+        self.gaps.lock().unwrap().push(self.waited.elapsed());
         let sampled = step.rows.iter().filter(|row| row.sample).map(|row| {
             let fed = match row.feed {
                 Feed::Prompt { len } => len,
@@ -83,12 +98,14 @@ impl Executor for Null {
             let id = self.text[(row.start + fed) as usize % self.text.len()];
             Sampled::Token { id, logprob: -1.0, top: Vec::new() }
         });
-        self.outcome = Some(StepOutput { sampled: sampled.collect(), target_logprobs: Vec::new() });
+        self.outcomes.push_back(StepOutput { sampled: sampled.collect(), target_logprobs: Vec::new() });
         Ok(())
     }
 
     fn wait(&mut self) -> Result<StepOutput> {
-        self.outcome.take().ok_or_else(|| Error::Bug("no step is under way".into()))
+        let outcome = self.outcomes.pop_front();
+        self.waited = Instant::now();
+        outcome.ok_or_else(|| Error::Bug("no step is under way".into()))
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -96,15 +113,16 @@ impl Executor for Null {
     }
 }
 
-fn start_engine(tokenizer: &Arc<Tokenizer>) -> EngineHandle {
+fn start_engine(tokenizer: &Arc<Tokenizer>, gaps: Gaps) -> EngineHandle {
     let config = EngineConfig {
         own_slots: Some(1024),
         max_prefill_tokens: 1 << 16,
         eos: Arc::new([]),
         abandoned_after: Duration::from_secs(600),
         reclaimable_after: Duration::from_secs(600),
+        run_ahead: true,
     };
-    let null = Null::new(tokenizer);
+    let null = Null::new(tokenizer, gaps);
     EngineHandle::start(config, tokenizer.clone(), move || Ok(Box::new(null) as Box<dyn Executor>)).unwrap()
 }
 
@@ -114,8 +132,8 @@ fn serve_config(socket: &std::path::Path) -> ServeConfig {
     config::serve(*arguments).unwrap_or_else(|refusal| panic!("{refusal}")).0
 }
 
-async fn serve(socket: &std::path::Path, tokenizer: &Arc<Tokenizer>) -> RunningShard {
-    let engine = start_engine(tokenizer);
+async fn serve(socket: &std::path::Path, tokenizer: &Arc<Tokenizer>, gaps: Gaps) -> RunningShard {
+    let engine = start_engine(tokenizer, gaps);
     let config = serve_config(socket);
     let intake = Intake {
         tokenizer: tokenizer.clone(),
@@ -144,7 +162,10 @@ impl Times {
             began.elapsed()
         };
         (0..WARM_UP).for_each(|_| _ = once());
-        let mut times: Vec<Duration> = (0..ROUNDS).map(|_| once()).collect();
+        Times::sorted((0..ROUNDS).map(|_| once()).collect())
+    }
+
+    fn sorted(mut times: Vec<Duration>) -> Times {
         times.sort_unstable();
         Times(times)
     }
@@ -154,10 +175,11 @@ impl Times {
     }
 }
 
-/// Decodes through the socket, decodes through the engine's handle, and calls of Health.
-fn measure(server: &Runtime, client: &Runtime, tokenizer: &Arc<Tokenizer>, rows: usize) -> [Times; 3] {
+/// Decodes through the socket, decodes through the engine's handle, calls of Health, and the gaps between steps.
+fn measure(server: &Runtime, client: &Runtime, tokenizer: &Arc<Tokenizer>, rows: usize) -> [Times; 4] {
+    let gaps = Gaps::default();
     let folder = tempfile::tempdir().unwrap();
-    let shard = server.block_on(serve(&folder.path().join("s"), tokenizer));
+    let shard = server.block_on(serve(&folder.path().join("s"), tokenizer, gaps.clone()));
     let engine = shard.engine().clone();
     let mut connection = client.block_on(connect(shard.url()));
     client.block_on(connection.prefill(batch(1, rows))).unwrap();
@@ -166,12 +188,13 @@ fn measure(server: &Runtime, client: &Runtime, tokenizer: &Arc<Tokenizer>, rows:
         assert_eq!((answer.generations.len(), answer.batch.map(|batch| batch.id)), (rows, Some(1)));
     };
     let whole = Times::of(call);
+    let gaps = Times::sorted(gaps.lock().unwrap().split_off(WARM_UP));
     let id = BatchId { protocol: Protocol::V3, number: handle(1).id };
     let alone = Times::of(|| drop(client.block_on(engine.decode(vec![id])).unwrap()));
     let empty = Times::of(|| drop(client.block_on(connection.health(v3::HealthRequest {})).unwrap()));
     drop(connection);
     server.block_on(shard.stop());
-    [whole, alone, empty]
+    [whole, alone, empty, gaps]
 }
 
 /// Nanoseconds of a token: the median over texts.
@@ -192,25 +215,28 @@ fn main() {
     let server = Runtime::new().unwrap();
     let client = Builder::new_current_thread().enable_all().build().unwrap();
     println!(
-        "Decode, µs: the whole call (median, 90th percentile, shortest) and the engine alone and Health (median)"
+        "Decode, µs: the whole call (median, 90th percentile, shortest), the engine alone and Health (median), and the \
+         gap between two steps (median, 90th percentile)"
     );
     println!(
-        "{:<12}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
-        "tokenizer", "rows", "median", "p90", "min", "target", "engine", "health"
+        "{:<12}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        "tokenizer", "rows", "median", "p90", "min", "target", "engine", "health", "gap", "gap p90"
     );
     for name in ["byte-level", "spm"] {
         let folder = support::fixture("tokenizers").join(name);
         let tokenizer = Arc::new(Tokenizer::load(&folder).unwrap());
         for rows in [1, 64, MAX_ROWS] {
-            let [whole, alone, empty] = measure(&server, &client, &tokenizer, rows);
+            let [whole, alone, empty, gaps] = measure(&server, &client, &tokenizer, rows);
             println!(
-                "{name:<12}{rows:>6}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
+                "{name:<12}{rows:>6}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
                 whole.at(0.5),
                 whole.at(0.9),
                 whole.at(0.0),
                 target(rows).as_secs_f64() * 1e6,
                 alone.at(0.5),
                 empty.at(0.5),
+                gaps.at(0.5),
+                gaps.at(0.9),
             );
         }
         println!("{name:<12}detokenisation: {:.0} ns a token", detokenise(&tokenizer));

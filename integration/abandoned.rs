@@ -19,6 +19,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     n_lanes: 8,
     max_prefill_tokens: 64,
     max_step_tokens: 64,
+    run_ahead: true,
 };
 /// Never, in a test.
 const NEVER: Duration = Duration::from_secs(1 << 20);

@@ -211,8 +211,12 @@ async fn alone(text: &str, n: u32) -> Collected {
 #[tokio::test]
 async fn a_failed_step_costs_its_own_batch_and_no_other() {
     let (long, short) = (alone(LONG, 6).await, alone("hello there", 6).await);
-    // Steps: two prompts, a decode of each; the third fails.
-    let mut shard = failing_at(&[3], &[]).await;
+    // The first decode of the first batch fails: run when it is asked for, or ahead of the second batch's prompt.
+    first_decode_fails(&long, &short, failing_at(&[3], &["--run-ahead", "off"]).await, "step 3").await;
+    first_decode_fails(&long, &short, failing_at(&[2], &["--run-ahead", "on"]).await, "step 2").await;
+}
+
+async fn first_decode_fails(long: &Collected, short: &Collected, mut shard: TestShard, step: &str) {
     let (mut first, mut second) = (Collected::default(), Collected::default());
     let on = |id, text, slots: std::ops::Range<u32>| on_slots(request(id, text, 6), slots);
     let call = prefill(1, vec![on(1, LONG, 1..200)], None);
@@ -222,7 +226,8 @@ async fn a_failed_step_costs_its_own_batch_and_no_other() {
     second.add(2, &answer.generations);
     let held = answer.batch.unwrap().max_tokens;
     let status = shard.client.decode(decode(&[1])).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Internal, "step 3 failed on purpose"));
+    assert_eq!(status.code(), Code::Internal);
+    assert_eq!(status.message(), format!("{step} failed on purpose"));
     let stats = shard.stats().await;
     assert_eq!((stats.n_batches, stats.n_leased, stats.n_lanes_taken), (1, held, 1), "{stats:?}");
     assert_eq!(shard.client.decode(decode(&[1])).await.unwrap_err().code(), Code::NotFound);
@@ -240,7 +245,7 @@ async fn a_failed_step_costs_its_own_batch_and_no_other() {
         let next = shard.client.decode(decode(&[batch.id])).await.unwrap().into_inner();
         (answer.generations, answer.batch) = (next.generations, next.batch);
     }
-    assert_eq!((second, third), (short, long.clone()));
+    assert_eq!((&second, &third), (short, long));
     assert!(long.ids.starts_with(&first.ids));
     shard.finish().await;
 }

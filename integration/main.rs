@@ -10,6 +10,7 @@ mod launcher;
 mod neighbours;
 mod process;
 mod protocol;
+mod run_ahead;
 mod schedules;
 mod support;
 mod telemetry;

@@ -1,5 +1,5 @@
 //! Random schedules of Prefill, Decode, FilterBatch and ClearCache against the plain oracle: whatever a router does,
-//! each request gets the tokens that it would get alone, and every slot and lane comes back.
+//! each request gets the tokens that it would get alone, run ahead or not, and every slot and lane comes back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -7,7 +7,7 @@ use kvshard::backend::step::SamplingParams;
 use kvshard::batch::Generation;
 use kvshard::engine::{Arrival, EngineHandle, Placement, PrefillCall, Prepared, StepAnswer};
 use kvshard::ids::{BatchId, Protocol, RequestId};
-use kvshard::sampling::RawStopping;
+use kvshard::sampling::{FinishReason, RawStopping};
 use proptest::prelude::*;
 
 use crate::support::oracle::Oracle;
@@ -21,6 +21,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     n_lanes: 6,
     max_prefill_tokens: 16,
     max_step_tokens: 24,
+    run_ahead: true,
 };
 
 #[derive(Debug, Clone)]
@@ -56,19 +57,25 @@ struct NewRequest {
     /// What the router claims beyond what it knows to be cached: a lie.
     false_claim: usize,
     chunk: Option<u32>,
+    /// Some letters end the output, whose next token may have been run ahead by then.
+    stops: bool,
 }
 
 fn new_request() -> impl Strategy<Value = NewRequest> {
     let lie = prop_oneof![4 => Just(0usize), 1 => 1..20usize];
-    (0..3u32, 1..30usize, 1..8u32, prop::bool::weighted(0.3), lie, prop::option::weighted(0.4, 1..9u32))
-        .prop_map(|(text, len, max_new_tokens, own, false_claim, chunk)| NewRequest {
+    let chunk = prop::option::weighted(0.4, 1..9u32);
+    let own = prop::bool::weighted(0.3);
+    (0..3u32, 1..30usize, 1..8u32, own, lie, chunk, any::<bool>()).prop_map(
+        |(text, len, max_new_tokens, own, false_claim, chunk, stops)| NewRequest {
             text,
             len,
             max_new_tokens,
             own,
             false_claim,
             chunk,
-        })
+            stops,
+        },
+    )
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -88,13 +95,14 @@ fn action() -> impl Strategy<Value = Action> {
 struct Subject {
     fixture: &'static str,
     n_ranks: usize,
+    run_ahead: bool,
     /// Prompts are of ids below this one.
     n_ids: u32,
 }
 
-const LLAMA: Subject = Subject { fixture: "llama", n_ranks: 1, n_ids: 380 };
+const LLAMA: Subject = Subject { fixture: "llama", n_ranks: 1, run_ahead: true, n_ids: 380 };
 /// Biases, a tied head, and fewer KV heads than heads: on four ranks each KV head is there twice.
-const QWEN2: Subject = Subject { fixture: "qwen2", n_ranks: 1, n_ids: 300 };
+const QWEN2: Subject = Subject { fixture: "qwen2", n_ranks: 1, run_ahead: true, n_ids: 300 };
 
 /// A router's memory: who owns which slot, which prefixes are cached, what each request has got so far.
 struct Router {
@@ -121,7 +129,7 @@ struct Live {
 
 impl Router {
     fn new(subject: Subject) -> Router {
-        let options = EngineOptions { n_ranks: subject.n_ranks, ..OPTIONS };
+        let options = EngineOptions { n_ranks: subject.n_ranks, run_ahead: subject.run_ahead, ..OPTIONS };
         let engine = start_engine(&fixture(subject.fixture), options);
         Router {
             n_ids: subject.n_ids,
@@ -138,8 +146,15 @@ impl Router {
 
     /// Shows the shard that a router is there, so that it lends nobody the router's slots.
     fn attach(&mut self) {
-        let request =
-            NewRequest { text: 0, len: 1, max_new_tokens: 1, own: false, false_claim: 0, chunk: None };
+        let request = NewRequest {
+            text: 0,
+            len: 1,
+            max_new_tokens: 1,
+            own: false,
+            false_claim: 0,
+            chunk: None,
+            stops: false,
+        };
         self.prefill(vec![request], None);
     }
 
@@ -224,8 +239,12 @@ impl Router {
         let left = prompt.len() as u32 - claimed;
         // As the router does: only the last request of a Prefill is cut, and only where something is left.
         let chunk_len = request.chunk.filter(|&chunk| last && chunk < left);
-        let stopping =
-            RawStopping { max_new_tokens: request.max_new_tokens, stop_sequences: vec![], ignore_eos: true };
+        let stops: &[&str] = if request.stops { &["e", "a", "o", "n"] } else { &[] };
+        let stopping = RawStopping {
+            max_new_tokens: request.max_new_tokens,
+            stop_sequences: stops.iter().map(|stop| stop.to_string()).collect(),
+            ignore_eos: true,
+        };
         let id = self.next;
         self.next += 1;
         let live = Live {
@@ -290,7 +309,8 @@ impl Router {
                 live.output.extend(tokens.ids);
             }
             live.is_over = generated_text.is_some();
-            assert_eq!(live.is_over, live.output.len() as u32 == live.max_new_tokens);
+            let stopped = generated_text.is_some_and(|text| text.finish_reason == FinishReason::StopSequence);
+            assert_eq!(live.is_over, stopped || live.output.len() as u32 == live.max_new_tokens);
         }
         let members = &self.batches[&number];
         match &answer.batch {
@@ -346,8 +366,9 @@ impl Router {
         self.ended.push(live);
     }
 
-    /// Everything still running is cut off; then nothing may be held, and every token must be right.
-    fn finish(mut self, oracle: &Oracle) {
+    /// Everything still running is cut off; then nothing may be held, and every token must be right. What each request
+    /// got.
+    fn finish(mut self, oracle: &Oracle) -> Vec<Vec<u32>> {
         let during = self.runtime.block_on(self.engine.check_integrity()).unwrap();
         assert_eq!(during.n_batches as usize, self.batches.len());
         for number in self.batches.keys().copied().collect::<Vec<_>>() {
@@ -359,6 +380,7 @@ impl Router {
         for (index, ended) in self.ended.iter().enumerate().filter(|(_, ended)| !ended.output.is_empty()) {
             oracle.assert_greedy(&ended.prompt, &ended.output, 1e-4, &format!("request {index}"));
         }
+        self.ended.into_iter().map(|ended| ended.output).collect()
     }
 }
 
@@ -372,10 +394,13 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 fn drive(subject: Subject, actions: Vec<Action>) {
     let oracle = Oracle::open(&fixture(subject.fixture));
-    let mut router = Router::new(subject);
-    router.attach();
-    actions.into_iter().for_each(|action| router.act(action));
-    router.finish(&oracle);
+    let outputs = [true, false].map(|run_ahead| {
+        let mut router = Router::new(Subject { run_ahead, ..subject });
+        router.attach();
+        actions.iter().cloned().for_each(|action| router.act(action));
+        router.finish(&oracle)
+    });
+    assert_eq!(outputs[0], outputs[1], "run ahead, and not");
 }
 
 fn cases(cases: u32) -> ProptestConfig {

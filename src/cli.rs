@@ -9,7 +9,7 @@ mod exit;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{BoolishValueParser, FalseyValueParser};
 use clap::{Args, Parser, Subcommand};
 
 pub use environment::{ENVIRONMENT, Variable};
@@ -153,6 +153,10 @@ pub struct ShardArgs {
     /// How strongly a watermark prefers it
     #[arg(long, env = "WATERMARK_DELTA", default_value_t = 2.0)]
     pub watermark_delta: f32,
+    /// Submit a batch's next decode before the router asks for it; tokens are the same either way
+    #[arg(long, value_name = "on|off", action = clap::ArgAction::Set)]
+    #[arg(value_parser = BoolishValueParser::new(), default_value = "on")]
+    pub run_ahead: bool,
     /// Seconds after which a step counts as hung, and the process ends
     #[arg(long, default_value_t = 600.0)]
     pub step_timeout: f64,

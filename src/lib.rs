@@ -21,7 +21,8 @@
 //! - One compute stream a rank, so a slot freed by the host cannot be overwritten before the device has read it.
 //! - After warm-up a step allocates nothing on the device.
 //! - Slot 0 is never leased.
-//! - A batch is in the store or in a step, never both.
+//! - A batch is in the store or in a call's step, never both. A step that runs ahead holds none: it knows the batch by
+//!   its id, and each request its row.
 //! - The core cannot log: what is worth telling, it returns.
 //! - No hash map where order reaches the device.
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kvshard::engine::{EngineConfig, EngineHandle};
 use kvshard::model::checkpoint::Checkpoint;
+use kvshard::model::executor::Executor;
 use kvshard::model::families;
 use kvshard::model::weights::Weights;
 use kvshard::model::{self, Device, Options, PoolSize};
@@ -20,6 +21,7 @@ pub struct EngineOptions {
     pub n_lanes: u32,
     pub max_prefill_tokens: u32,
     pub max_step_tokens: u32,
+    pub run_ahead: bool,
 }
 
 /// How long batches on own slots that nobody asks for are kept.
@@ -29,14 +31,29 @@ pub struct Patience {
     pub reclaimable_after: Duration,
 }
 
+impl Patience {
+    /// Longer than any test.
+    pub const EVER: Patience =
+        Patience { abandoned_after: Duration::from_secs(600), reclaimable_after: Duration::from_secs(600) };
+}
+
 /// Loads a fixture.
 pub fn start_engine(folder: &Path, options: EngineOptions) -> EngineHandle {
-    let ever = Duration::from_secs(600);
-    start_patient_engine(folder, options, Patience { abandoned_after: ever, reclaimable_after: ever })
+    start_patient_engine(folder, options, Patience::EVER)
 }
 
 /// Loads a fixture behind an engine that keeps batches this long.
 pub fn start_patient_engine(folder: &Path, options: EngineOptions, patience: Patience) -> EngineHandle {
+    start_engine_around(folder, options, patience, |executor| executor)
+}
+
+/// With the model's executor put into another one.
+pub fn start_engine_around(
+    folder: &Path,
+    options: EngineOptions,
+    patience: Patience,
+    around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
+) -> EngineHandle {
     let tokenizer = Arc::new(Tokenizer::load(folder).unwrap());
     let model = families::resolve(&families::read_config(folder).unwrap()).unwrap();
     let weights = Weights::open(&Checkpoint::open(folder).unwrap(), &model.spec, &model.names).unwrap();
@@ -46,6 +63,7 @@ pub fn start_patient_engine(folder: &Path, options: EngineOptions, patience: Pat
         eos: Arc::new([]),
         abandoned_after: patience.abandoned_after,
         reclaimable_after: patience.reclaimable_after,
+        run_ahead: options.run_ahead,
     };
     let sizes = Options {
         n_ranks: options.n_ranks,
@@ -56,5 +74,6 @@ pub fn start_patient_engine(folder: &Path, options: EngineOptions, patience: Pat
         max_step_tokens: options.max_step_tokens as usize,
     };
     let parts = move |role, shard| weights.part(role, shard);
-    EngineHandle::start(config, tokenizer, move || model::load(model.spec, parts, sizes, &|_, _| ())).unwrap()
+    let build = move || model::load(model.spec, parts, sizes, &|_, _| ()).map(around);
+    EngineHandle::start(config, tokenizer, build).unwrap()
 }

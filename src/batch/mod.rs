@@ -1,5 +1,6 @@
 //! Batches of requests: built, planned into steps, advanced by their outcome, merged, filtered.
 
+mod ahead;
 mod answer;
 mod lanes;
 mod plan;
@@ -80,8 +81,7 @@ impl Batch {
 
     /// Gives sampled tokens to their requests, in batch order; the news for the router. `eos` stands in for the
     /// token of a request whose logits were no numbers.
-    pub fn accept(&mut self, mut sampled: SampledRows, tokenizer: &Tokenizer, eos: u32) -> Vec<Generation> {
-        sampled.sort_by_key(|(index, _)| *index);
+    pub fn accept(&mut self, sampled: SampledRows, tokenizer: &Tokenizer, eos: u32) -> Vec<Generation> {
         let generations: Vec<Generation> = sampled
             .into_iter()
             .map(|(index, token)| self.requests[index].accept(token, tokenizer, eos))

@@ -48,11 +48,11 @@ impl Pass {
     }
 }
 
-/// Tokens sampled in a call: request by request, in batch order.
+/// Tokens sampled in a call, by request.
 pub type SampledRows = Vec<(usize, Sampled)>;
 
 impl Batch {
-    /// Plans a call. Requests that are in their first Prefill (the last `n_new`) go as far as the router said;
+    /// Plans a call. What runs ahead of it is not run again. Requests that are in their first Prefill (the last `n_new`) go as far as the router said;
     /// prompts begun earlier take what the budget leaves, oldest first.
     pub fn plan(&mut self, n_new: usize, budget: Budget) -> Plan {
         let first_new = self.requests.len().saturating_sub(n_new);
@@ -60,6 +60,7 @@ impl Batch {
         let until = (self.requests.iter().zip(chunks).enumerate())
             .map(|(index, (request, chunk))| match request.has_ended() {
                 true => request.computed(),
+                false if request.has_run_ahead() => request.computed(),
                 false if request.is_decoding() => request.computed() + 1,
                 false if index >= first_new => request.first_until().max(request.computed()),
                 false => request.computed() + chunk,

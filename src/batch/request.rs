@@ -1,8 +1,10 @@
 //! One request: its tokens, how far their KV is computed, and what it holds.
 
+use super::ahead::Ahead;
 use super::answer::{GeneratedText, Generation, Tokens};
 use super::lanes::LaneLease;
-use crate::backend::step::{Choice, LaneStart, Sampled, SamplingParams};
+use crate::backend::step::{Choice, Feed, LaneStart, Row, Sampled, SamplingParams};
+use crate::error::Result;
 use crate::ids::RequestId;
 use crate::model::executor::PositionRegime;
 use crate::pool::{Chain, Lease, Pool, Tag};
@@ -36,6 +38,7 @@ pub struct Request {
 struct Hold {
     lease: Lease,
     lane: Option<LaneLease>,
+    ahead: Ahead,
 }
 
 /// Log-probabilities of the prompt's tokens, collected over its chunks.
@@ -88,7 +91,7 @@ impl Request {
             sampling: new.sampling,
             stopping: new.stopping,
             first_until: new.first_until.clamp(1, prompt_len),
-            hold: Some(Hold { lease: new.lease, lane: None }),
+            hold: Some(Hold { lease: new.lease, lane: None, ahead: Ahead::Nothing }),
         }
     }
 
@@ -164,22 +167,69 @@ impl Request {
         self.prompt_logprobs.is_some()
     }
 
-    /// Marks positions `from..until` as being written, but for leading ones that hold the right KV already; where
-    /// writing begins.
+    /// Marks positions `from..until` as being written, but for leading ones of the prompt that hold the right KV
+    /// already; where writing begins.
     pub(super) fn begin_writing(&mut self, pool: &Pool, from: usize, until: usize) -> usize {
+        self.extend_tags(until);
+        let Some(hold) = &self.hold else { return until };
+        let slots = hold.lease.slots();
+        // Slots of the output are the request's alone, so that writing them again does no harm.
+        let store_from = (from..until)
+            .find(|&position| {
+                position >= self.prompt_len || !pool.holds(slots[position], self.tags[position])
+            })
+            .unwrap_or(until);
+        (store_from..until).for_each(|position| pool.writing(slots[position]));
+        store_from
+    }
+
+    /// Makes the tags of positions below `until`, whose tokens are known.
+    fn extend_tags(&mut self, until: usize) {
         while self.tags.len() < until {
             let position = self.tags.len();
             let before = self.tags.last().copied().unwrap_or(Tag::NONE);
             let salt = self.regime.salt(self.prompt_len as u32, position as u32);
             self.tags.push(self.chain.next(before, self.tokens[position], salt));
         }
-        let Some(hold) = &self.hold else { return until };
-        let slots = hold.lease.slots();
-        let store_from = (from..until)
-            .find(|&position| !pool.holds(slots[position], self.tags[position]))
-            .unwrap_or(until);
-        (store_from..until).for_each(|position| pool.writing(slots[position]));
-        store_from
+    }
+
+    /// The row that feeds the token `sampled`, which is not accepted yet, as the `row`-th of the step that runs ahead;
+    /// `None` if the request ends with it for certain. Its text is not known, and no tag is made: the device waits.
+    pub(super) fn plan_ahead(&mut self, sampled: &Sampled, row: usize, pool: &Pool) -> Option<Row> {
+        let Sampled::Token { id, .. } = sampled else { return None };
+        if self.stopping.ends_with(*id) {
+            return None;
+        }
+        let hold = self.hold.as_mut()?;
+        let position = self.computed;
+        let lane = hold.lane.as_ref()?.lane();
+        pool.writing(*hold.lease.slots().get(position)?);
+        hold.ahead = Ahead::UnderWay { row };
+        let start = position as u32;
+        Some(Row { lane, start, feed: Feed::Last, store_from: start, sample: true, n_targets: 0 })
+    }
+
+    /// Its row in the step that runs ahead, while that is under way.
+    pub(super) fn row_ahead(&self) -> Option<usize> {
+        match self.hold.as_ref()?.ahead {
+            Ahead::UnderWay { row } => Some(row),
+            Ahead::Nothing | Ahead::Done(_) => None,
+        }
+    }
+
+    /// Whether its next token was computed before it is asked for, or is on its way.
+    pub(super) fn has_run_ahead(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| !matches!(hold.ahead, Ahead::Nothing))
+    }
+
+    pub(super) fn keep_ahead(&mut self, sampled: Result<Sampled>) {
+        if let Some(hold) = &mut self.hold {
+            hold.ahead = Ahead::Done(sampled);
+        }
+    }
+
+    pub(super) fn take_ahead(&mut self) -> Ahead {
+        self.hold.as_mut().map_or(Ahead::Nothing, |hold| std::mem::replace(&mut hold.ahead, Ahead::Nothing))
     }
 
     /// The step has computed positions up to `until`, and written those from `store_from`.
@@ -210,6 +260,9 @@ impl Request {
         self.tokens.push(id);
         let text = self.detokenizer.push(tokenizer, &self.tokens);
         let ending = self.stopping.accept(id, &text).or(failed.then_some(FinishReason::EndOfText));
+        if ending.is_none() {
+            self.extend_tags(self.tokens.len());
+        }
         let tokens = Tokens {
             ids: vec![id],
             logprobs: vec![logprob],

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Batch;
 use crate::ids::BatchId;
 
-/// Cached batches by handle. A batch is in the store or in a step, never both.
+/// Cached batches by handle. A batch is in the store or in a call's step, never both.
 #[derive(Default)]
 pub struct Store {
     batches: BTreeMap<BatchId, Stored>,
@@ -40,6 +40,11 @@ impl Store {
     /// A batch, if it is here.
     pub fn get(&self, id: BatchId) -> Option<&Batch> {
         self.batches.get(&id).map(|stored| &stored.batch)
+    }
+
+    /// A batch, if it is here.
+    pub fn get_mut(&mut self, id: BatchId) -> Option<&mut Batch> {
+        self.batches.get_mut(&id).map(|stored| &mut stored.batch)
     }
 
     /// Drops a batch, if it is here.

@@ -59,6 +59,8 @@ pub struct ShardConfig {
     pub chunking: bool,
     /// Strength of the watermark where a request asks for one.
     pub watermark: Watermark,
+    /// Whether a batch's next decode is submitted before it is asked for.
+    pub run_ahead: bool,
     /// How long a step may run.
     pub step_timeout: Duration,
     /// A fault to order.
@@ -124,6 +126,7 @@ impl ShardConfig {
             prompt_logprobs: args.enable_prefill_logprobs,
             prefix_caching: args.prefix_caching && args.prefill_chunking,
             chunking: args.prefill_chunking,
+            run_ahead: args.run_ahead,
             fault: fault(args.inject_fault.as_deref())?,
         })
     }

@@ -56,6 +56,15 @@ fn ranks_count_with_sharded_only() {
 }
 
 #[test]
+fn steps_run_ahead_unless_told_otherwise() {
+    let run_ahead = |flags| shard(flags).expect("accepted").run_ahead;
+    assert_eq!(
+        (run_ahead(""), run_ahead("--run-ahead on"), run_ahead("--run-ahead off")),
+        (true, true, false)
+    );
+}
+
+#[test]
 fn rope_scaling_follows_the_launcher() {
     let rope = |flags| shard(flags).expect("accepted").rope;
     assert_eq!(rope(""), None);

@@ -97,15 +97,16 @@ pub struct StepAnswer {
 /// Parts of a call's time, in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// Planning, forward pass and sampling, until the tokens are on the host.
+    /// Planning, forward pass and sampling, until the tokens are on the host; of a step that ran ahead, what was left
+    /// to wait for.
     pub forward_ns: u64,
     /// Detokenisation, stop checks and building the answer.
     pub decode_ns: u64,
     /// Merging batches; `None` if none were merged.
     pub concat_ns: Option<u64>,
-    /// Tokens that the step fed, prompt tokens included.
+    /// Tokens that were fed for the answer, prompt tokens included.
     pub n_tokens: u32,
-    /// Rows that the step ran.
+    /// Rows that were run for it, ahead of the call or in it.
     pub n_rows: u32,
 }
 

@@ -1,12 +1,13 @@
 //! The one thread that owns pool, batches and executor.
 //!
 //! A step takes its batches out of the store, runs, and puts the result back; a failure drops them, and dropping
-//! returns their slots and lanes.
+//! returns their slots and lanes. The next step may be under way before it is asked for.
 
 mod admit;
 mod call;
 mod pulse;
 mod run;
+mod run_ahead;
 mod thread;
 mod warmup;
 
@@ -20,6 +21,7 @@ use crate::ids::{BatchId, Protocol, RequestId};
 use crate::model::executor::Executor;
 use crate::pool::Pool;
 use crate::text::Tokenizer;
+use run_ahead::Unasked;
 
 pub use call::{
     Arrival, Capacity, EngineStats, Placement, PrefillCall, Prepared, StepAnswer, Timings, WarmupCall,
@@ -41,6 +43,8 @@ pub struct EngineConfig {
     pub abandoned_after: Duration,
     /// When own slots run short, the batch on them that nobody asked for longest goes, after this time at least.
     pub reclaimable_after: Duration,
+    /// Whether a batch's next decode is submitted before it is asked for.
+    pub run_ahead: bool,
 }
 
 /// Whether an engine can run a model of these sizes; asked before it is loaded. `n_lanes` counts a probe's.
@@ -68,6 +72,8 @@ struct Engine {
     lanes: Lanes,
     store: Store,
     budget: Budget,
+    /// The step that was submitted before it was asked for, while it is under way.
+    unasked: Option<Unasked>,
     /// Shared with the handles, which read limits without asking.
     capacity: Arc<Mutex<Capacity>>,
     /// What happened that no answer has carried yet.
@@ -99,6 +105,7 @@ impl Engine {
             },
             pool,
             store: Store::default(),
+            unasked: None,
             capacity: Arc::new(Mutex::new(capacity)),
             notices: Vec::new(),
             config,
@@ -144,8 +151,10 @@ impl Engine {
         }
     }
 
-    /// Checks pool and lanes against what the stored batches hold. Between calls nothing else holds any.
+    /// Checks pool and lanes against what the stored batches hold. Between calls nothing else holds any, not even a
+    /// step that runs unasked.
     fn check_integrity(&self) -> Result<EngineStats> {
+        self.check_unasked()?;
         let batches = || self.store.batches();
         let n_holdings = batches().flat_map(Batch::leases).map(|lease| lease.slots().len()).sum();
         self.pool.check_integrity(n_holdings)?;

@@ -10,7 +10,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct Pulse {
     origin: Instant,
-    /// Nanoseconds since `origin` at which the running step began, plus one; 0 between steps.
+    /// Nanoseconds since `origin` at which the engine began to wait for a step, plus one; 0 while it waits for none.
     step_began: AtomicU64,
     /// Slots under a lease.
     n_leased: AtomicU32,
@@ -22,7 +22,7 @@ pub struct Pulse {
 pub enum Condition {
     /// Waiting for a call.
     Idle,
-    /// A step has been running for this long.
+    /// A step has been waited for this long.
     Stepping(Duration),
     /// The engine is dead: [`Error::DeviceLost`] if the device died under it, [`Error::Bug`] if it panicked.
     Dead(Error),
@@ -40,13 +40,13 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// A step begins.
+    /// The engine begins to wait for the device: it submits a step, or wants its outcome.
     pub fn begin_step(&self) {
         let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
         self.step_began.store(now + 1, Ordering::Relaxed);
     }
 
-    /// The step has ended, well or not.
+    /// The wait is over, well or not.
     pub fn end_step(&self) {
         self.step_began.store(0, Ordering::Relaxed);
     }

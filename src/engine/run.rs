@@ -9,6 +9,7 @@ use crate::backend::step::{Sampled, StepInput, StepOutput};
 use crate::batch::{Batch, SampledRows, concatenate};
 use crate::error::{Error, Result};
 use crate::ids::BatchId;
+use crate::model::executor::Executor;
 
 /// What running a batch produced, and how much was run.
 pub(super) struct Ran {
@@ -52,6 +53,10 @@ impl Engine {
                 return Err(Error::Invalid(format!("batch {id} is named twice")));
             }
             let batch = self.store.get(*id).ok_or_else(|| unknown(*id))?;
+            // A batch holds each id once.
+            if ids.len() == 1 {
+                break;
+            }
             if let Some(twice) = batch.requests().iter().find(|request| !members.insert(request.id())) {
                 return Err(Error::Invalid(format!("request {} is in two of the batches", twice.id())));
             }
@@ -68,6 +73,7 @@ impl Engine {
         let began = Instant::now();
         let ran = self.run(&mut batch, n_new)?;
         let forward_ns = nanoseconds(began);
+        self.run_ahead(&mut batch, &ran.sampled);
         let answering = Instant::now();
         for (index, _) in ran.sampled.iter().filter(|(_, sampled)| *sampled == Sampled::NoDistribution) {
             let id = batch.requests()[*index].id();
@@ -88,7 +94,7 @@ impl Engine {
         Ok(StepAnswer { generations, batch: stored, timings, notices: std::mem::take(&mut self.notices) })
     }
 
-    /// Computes what a call asks of each request, in as many passes as it takes.
+    /// Computes what a call asks of each request, in as many passes as it takes, but for what has run ahead of it.
     pub(super) fn run(&mut self, batch: &mut Batch, n_new: usize) -> Result<Ran> {
         if batch.waits_for_a_lane() && self.lanes.n_free() == 0 {
             self.reclaim_lanes();
@@ -99,21 +105,46 @@ impl Engine {
             let input = pass.take_input();
             ran.n_tokens += input.n_tokens();
             ran.n_rows += input.rows.len();
-            let output = self.execute(input)?;
+            let output = self.execute(input, batch)?;
             ran.sampled.extend(batch.apply(&pass, output, &self.pool)?);
         }
+        if batch.is_ahead() {
+            self.collect_unasked(batch);
+        }
+        let ahead = batch.apply_ahead(&self.pool)?;
+        // Decodes, a token a row; this call's answer is the first to tell of them.
+        ran.n_tokens += ahead.len();
+        ran.n_rows += ahead.len();
+        ran.sampled.extend(ahead);
+        ran.sampled.sort_by_key(|(index, _)| *index);
         Ok(ran)
     }
 
-    fn execute(&mut self, input: StepInput) -> Result<StepOutput> {
+    /// Runs a step behind the one that runs unasked, whose outcome comes first.
+    fn execute(&mut self, input: StepInput, batch: &mut Batch) -> Result<StepOutput> {
+        let submitted = self.submit(input);
+        self.collect_unasked(batch);
+        submitted?;
+        self.wait()
+    }
+
+    pub(super) fn submit(&mut self, input: StepInput) -> Result<()> {
+        self.watched(|executor| executor.submit(input))
+    }
+
+    pub(super) fn wait(&mut self) -> Result<StepOutput> {
+        self.watched(|executor| executor.wait())
+    }
+
+    fn watched<T>(&mut self, work: impl FnOnce(&mut dyn Executor) -> Result<T>) -> Result<T> {
         self.pulse.begin_step();
-        let output = self.executor.submit(input).and_then(|()| self.executor.wait());
+        let outcome = work(&mut *self.executor);
         self.pulse.end_step();
         // Calls are still answered, each with this error, until whoever feels the pulse ends the process.
-        if let Err(lost @ Error::DeviceLost(_)) = &output {
+        if let Err(lost @ Error::DeviceLost(_)) = &outcome {
             self.pulse.die(lost.clone());
         }
-        output
+        outcome
     }
 }
 

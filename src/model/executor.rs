@@ -79,7 +79,8 @@ impl PositionRegime {
     }
 }
 
-/// Runs steps, in the order in which they are submitted. Built and used on the engine's thread.
+/// Runs steps, in the order in which they are submitted: what a step reads or writes of slots and lanes, and the lanes
+/// that it starts, come after all of the steps before it. Built and used on the engine's thread.
 pub trait Executor {
     /// What was loaded.
     fn info(&self) -> &ModelInfo;

@@ -25,7 +25,7 @@ pub enum FaultKind {
 pub struct InjectedFault {
     /// What goes wrong.
     pub kind: FaultKind,
-    /// At which step, counted from 1. A step is a forward pass; a Warmup runs at least one.
+    /// At which step, counted from 1. A step is a forward pass, asked for or ahead; a Warmup runs at least one.
     pub step: u64,
 }
 

@@ -88,6 +88,11 @@ impl Stopping {
         self.n_tokens
     }
 
+    /// Whether the request ends with this token, whatever its text is.
+    pub fn ends_with(&self, id: u32) -> bool {
+        self.n_tokens.saturating_add(1) >= self.max_new_tokens || self.eos.binary_search(&id).is_ok()
+    }
+
     /// Accepts a token and the text it completed; tells whether the request ends with it. Length comes last: a
     /// router that sees it may continue the text, and must not behind its end.
     pub fn accept(&mut self, id: u32, text: &str) -> Option<FinishReason> {

@@ -189,6 +189,7 @@ pub fn load_around(
         eos: eos.clone(),
         abandoned_after: ABANDONED_AFTER,
         reclaimable_after: RECLAIMABLE_AFTER,
+        run_ahead: config.run_ahead,
     };
     let options = Options {
         device: plan.device,
