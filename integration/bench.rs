@@ -1,13 +1,18 @@
 //! The load test against real shards: what was asked for is what ran, what it counts is true, and nothing stays.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
+use kvshard::backend::step::{StepInput, StepOutput};
 use kvshard::cli::{Cli, Command};
 use kvshard::client::{self, BenchEnding, Level, Report};
 use kvshard::config;
+use kvshard::model::executor::{Executor, ModelInfo};
 use serde_json::{Value, json};
 
 use crate::support::fixture;
@@ -30,6 +35,14 @@ fn whole(report: &Report, n_requests: usize, n_input: u64, n_output: u64) -> &Le
     assert_eq!((level.n_done, level.n_failed, level.wrong_lengths), (n_requests, 0, None), "{report}");
     assert_eq!((level.n_input_tokens, level.n_output_tokens), (n_input, n_output));
     level
+}
+
+/// A model of which there is only the shape.
+fn dummy(folder: &Path, vocab: usize) {
+    let config = fs::read(fixture("llama3").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["vocab_size"] = json!(vocab);
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,6 +93,52 @@ async fn alone_it_fills_the_pool_and_no_more() {
     shard.finish().await;
 }
 
+/// Counts the tokens that an executor computes.
+struct Counting {
+    inner: Box<dyn Executor>,
+    n_tokens: Arc<AtomicUsize>,
+}
+
+impl Executor for Counting {
+    fn info(&self) -> &ModelInfo {
+        self.inner.info()
+    }
+
+    fn submit(&mut self, step: StepInput) -> kvshard::error::Result<()> {
+        self.n_tokens.fetch_add(step.n_tokens(), Ordering::Relaxed);
+        self.inner.submit(step)
+    }
+
+    fn wait(&mut self) -> kvshard::error::Result<StepOutput> {
+        self.inner.wait()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_prefix_is_computed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    dummy(folder.path(), 5000);
+    let n_tokens = Arc::new(AtomicUsize::new(0));
+    let counted = n_tokens.clone();
+    let around = |inner| -> Box<dyn Executor> { Box::new(Counting { inner, n_tokens: counted }) };
+    let shard = TestShard::start_around(folder.path(), &["--load-format", "dummy"], around).await;
+    let flags = "--exclusive --max-batch-prefill-tokens 512 -c 4 --input-tokens 100 --output-tokens 20 \
+                 --shared-prefix 90";
+    let mut n_computed = Vec::new();
+    for n_requests in [10, 40] {
+        let report = bench(shard.shard.url(), &format!("{flags} -n {n_requests}")).await;
+        whole(&report, n_requests, 100 * n_requests as u64, 20 * n_requests as u64);
+        n_computed.push(n_tokens.swap(0, Ordering::Relaxed));
+    }
+    // Of 30 requests more, the rest of each prompt, and each token but the last.
+    assert_eq!(n_computed[1] - n_computed[0], 30 * (10 + 19));
+    shard.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sweeps_are_measured_load_by_load() {
     let shard = TestShard::start("llama", &[]).await;
@@ -109,10 +168,7 @@ async fn a_request_beyond_the_limits_fails_alone_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn random_weights_need_no_tokenizer() {
     let folder = tempfile::tempdir().unwrap();
-    let mut config: Value =
-        serde_json::from_slice(&fs::read(fixture("llama3").join("config.json")).unwrap()).unwrap();
-    config["vocab_size"] = json!(5000);
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    dummy(folder.path(), 5000);
     let shard = TestShard::start_folder(folder.path(), &["--load-format", "dummy"]).await;
     let report = bench(shard.shard.url(), "-c 4 -n 8 --input-tokens 100 --output-tokens 20").await;
     whole(&report, 8, 8 * 100, 8 * 20);

@@ -40,10 +40,13 @@ pub struct BenchArgs {
     /// Requests that run before the measurement begins
     #[arg(long, default_value_t = 2)]
     pub warmup: usize,
-    /// Nobody else uses the shard: send it a router's Warmup first, which drops what it holds, and fill all of its
-    /// pool; otherwise it is asked as if beside a live router, whose slots are not for us
+    /// Nobody else uses the shard: send it a router's Warmup first, which drops what it holds, and place requests in
+    /// all of its pool, as a router does; otherwise it is asked as if beside a live router, whose slots are not for us
     #[arg(long)]
     pub exclusive: bool,
+    /// Prompts begin with the same tokens, so many, which are computed once
+    #[arg(long, requires = "exclusive", default_value_t = 0)]
+    pub shared_prefix: u32,
     /// Prompt tokens in one step
     #[arg(long, default_value_t = 4096)]
     pub max_batch_prefill_tokens: u32,

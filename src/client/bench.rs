@@ -8,10 +8,11 @@ use std::mem;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, bail};
 
 use super::generate::{CLEAR_TIMEOUT, interrupted, random_id, request_of};
 use super::load::{Job, Random};
+use super::placing::Placing;
 use super::report::{BenchEnding, Record, Report, RequestRecord, State, StepKind, StepRecord};
 use super::shard::{CallError, Shard, Step};
 use crate::config::{BatchLimits, BenchConfig, Load};
@@ -40,8 +41,9 @@ pub enum Phase {
 /// Puts each load in turn on the shard. Ends early at Ctrl-C and when the shard is lost, with what was measured so
 /// far; whatever ends it, the shard keeps nothing.
 ///
-/// A live router beside it is not disturbed, unless the configuration says that there is none: ids are random, no
-/// slots are named, and neither Warmup nor a ClearCache of everything is sent.
+/// Where the configuration says that nobody else uses the shard, it is called as a router calls it: first Warmup, then
+/// requests on slots of our choice. Otherwise a live router beside us is not disturbed: ids are random, no slots are
+/// named, and neither Warmup nor a ClearCache of everything is sent.
 ///
 /// # Errors
 /// Nobody listens, or the shard refuses what comes before the first request.
@@ -49,10 +51,12 @@ pub async fn bench(config: &BenchConfig, tell: &mut dyn FnMut(Progress)) -> Resu
     let mut shard = Shard::connect(&config.url).await?;
     shard.check_alone().await?;
     let info = shard.info().await?;
-    let capacity =
-        if config.exclusive { warm_up(&mut shard, config.limits.max_prefill_tokens).await? } else { None };
-    let rules = Rules::new(&info, config.limits, capacity);
     let mut random = Random::new(config.seed);
+    let mut placing = match config.exclusive {
+        true => Placing::begin(&mut shard, &info, config, &mut random).await?,
+        false => None,
+    };
+    let rules = Rules::new(&info, config.limits, placing.as_ref());
     let mut report = Report::new(config, &info);
     let warmup = Load::Closed { in_flight: in_flight(config.loads[0]), n_requests: config.n_warmup };
     let phases = config.loads.iter().map(|load| Phase::Measuring(*load));
@@ -64,7 +68,7 @@ pub async fn bench(config: &BenchConfig, tell: &mut dyn FnMut(Progress)) -> Resu
         };
         let n_requests = load.n_requests();
         let mut tell_ended = |n_ended| tell(Progress { phase, n_ended, n_requests });
-        let mut run = Run::new(&mut shard, config, rules, load, &mut random);
+        let mut run = Run::new(&mut shard, config, rules, placing.as_mut(), load, &mut random);
         let ended = tokio::select! {
             ended = run.drive(&mut tell_ended) => ended.map_err(|error| BenchEnding::Failed(error.to_string())),
             () = &mut interrupted => Err(BenchEnding::Interrupted),
@@ -89,43 +93,6 @@ fn in_flight(load: Load) -> usize {
     }
 }
 
-/// A router's first call; the slots that requests may take together.
-async fn warm_up(shard: &mut Shard, max_prefill_tokens: u32) -> Result<Option<u64>, CallError> {
-    let text = "_test ".repeat(max_prefill_tokens as usize);
-    let chunk = v3::InputChunk { chunk: Some(v3::input_chunk::Chunk::Text(text.clone())) };
-    // Every kind of sampling is touched once, as routers do it.
-    let parameters = v3::NextTokenChooserParameters {
-        temperature: 0.9,
-        top_k: 10,
-        top_p: 0.9,
-        typical_p: 0.9,
-        repetition_penalty: 1.2,
-        frequency_penalty: 0.1,
-        watermark: true,
-        ..Default::default()
-    };
-    let request = v3::Request {
-        inputs: text,
-        input_chunks: Some(v3::Input { chunks: vec![chunk] }),
-        truncate: max_prefill_tokens,
-        add_special_tokens: true,
-        prefill_logprobs: true,
-        top_n_tokens: 20,
-        parameters: Some(parameters),
-        stopping_parameters: Some(v3::StoppingCriteriaParameters {
-            max_new_tokens: 1,
-            stop_sequences: Vec::new(),
-            ignore_eos_token: true,
-        }),
-        ..Default::default()
-    };
-    let batch = v3::Batch { requests: vec![request], size: 1, ..Default::default() };
-    let warmup = v3::WarmupRequest { batch: Some(batch), max_prefill_tokens, ..Default::default() };
-    let answer = shard.warmup(warmup).await?;
-    // Slot 0 is nobody's.
-    Ok(answer.max_supported_total_tokens.map(|slots| u64::from(slots.saturating_sub(1))))
-}
-
 /// What the shard can do, and what runs together.
 #[derive(Debug, Clone, Copy)]
 struct Rules {
@@ -137,24 +104,40 @@ struct Rules {
     chunking: bool,
     /// Tokens of a block; `None`: the shard has no blocks.
     block_tokens: Option<u64>,
+    /// Tokens that longer prompts begin with alike.
+    prefix_tokens: u32,
 }
 
 impl Rules {
-    fn new(info: &v3::InfoResponse, limits: BatchLimits, capacity: Option<u64>) -> Rules {
+    fn new(info: &v3::InfoResponse, limits: BatchLimits, placing: Option<&Placing>) -> Rules {
+        let n_free = placing.map_or(u64::MAX, |placing| placing.blocks.n_free_slots());
         Rules {
             max_prefill_tokens: limits.max_prefill_tokens,
             max_requests: limits.max_requests,
-            max_total_tokens: limits.max_total_tokens.or(capacity).unwrap_or(u64::MAX),
+            max_total_tokens: limits.max_total_tokens.unwrap_or(u64::MAX).min(n_free),
             chunking: info.support_chunking,
             block_tokens: (!info.requires_padding).then_some(u64::from(info.block_size.max(1))),
+            prefix_tokens: placing
+                .and_then(|placing| placing.prefix.as_ref())
+                .map_or(0, |prefix| prefix.n_tokens),
         }
     }
 
-    /// Slots of a request; its last token needs none.
-    fn slots_of(&self, request: &RequestRecord) -> u64 {
-        let n_positions = u64::from(request.input_tokens) + u64::from(request.output_tokens) - 1;
-        n_positions.next_multiple_of(self.block_tokens.unwrap_or(1))
+    /// Leading positions of a request that are computed already.
+    fn shared_of(&self, request: &RequestRecord) -> u32 {
+        if request.input_tokens > self.prefix_tokens { self.prefix_tokens } else { 0 }
     }
+
+    /// Slots that a request has for itself.
+    fn slots_of(&self, request: &RequestRecord) -> u64 {
+        let n_own = n_positions(request) - u64::from(self.shared_of(request));
+        n_own.next_multiple_of(self.block_tokens.unwrap_or(1))
+    }
+}
+
+/// Positions of a request; its last token needs none.
+fn n_positions(request: &RequestRecord) -> u64 {
+    u64::from(request.input_tokens) + u64::from(request.output_tokens) - 1
 }
 
 /// When requests arrive.
@@ -170,6 +153,8 @@ struct Run<'a> {
     shard: &'a mut Shard,
     config: &'a BenchConfig,
     rules: Rules,
+    /// `None`: the shard places requests.
+    placing: Option<&'a mut Placing>,
     random: &'a mut Random,
     arrivals: Arrivals,
     n_requests: usize,
@@ -184,6 +169,8 @@ struct Run<'a> {
     live: Vec<usize>,
     /// Slots of `live`.
     live_slots: u64,
+    /// Blocks of each request of the record, while it runs.
+    blocks: Vec<Vec<u32>>,
     /// What the shard holds; one batch, or without chunking up to two, older first.
     held: Vec<v3::CachedBatch>,
     /// What it may hold beside, while a call runs.
@@ -196,6 +183,7 @@ impl<'a> Run<'a> {
         shard: &'a mut Shard,
         config: &'a BenchConfig,
         rules: Rules,
+        placing: Option<&'a mut Placing>,
         load: Load,
         random: &'a mut Random,
     ) -> Run<'a> {
@@ -207,6 +195,7 @@ impl<'a> Run<'a> {
             shard,
             config,
             rules,
+            placing,
             random,
             arrivals,
             n_requests: load.n_requests(),
@@ -217,6 +206,7 @@ impl<'a> Run<'a> {
             waiting: VecDeque::new(),
             live: Vec::new(),
             live_slots: 0,
+            blocks: Vec::new(),
             held: Vec::new(),
             in_call: Vec::new(),
             record: Record::new(Instant::now()),
@@ -262,9 +252,11 @@ impl<'a> Run<'a> {
                     _ => return,
                 },
             };
-            let Job { prompt, input_tokens, output_tokens } = Job::next(self.config, self.random);
+            let prefix = self.placing.as_ref().and_then(|placing| placing.prefix.as_ref());
+            let Job { prompt, input_tokens, output_tokens } = Job::next(self.config, self.random, prefix);
             self.waiting.push_back(self.record.requests.len());
             self.prompts.push_back(prompt);
+            self.blocks.push(Vec::new());
             self.record.requests.push(RequestRecord::new(arrived, input_tokens, output_tokens));
         }
     }
@@ -295,22 +287,27 @@ impl<'a> Run<'a> {
             }
             let fits_beside = self.live.len() < self.rules.max_requests
                 && self.live_slots + n_slots <= self.rules.max_total_tokens;
-            let is_cut = request.input_tokens > budget;
+            let n_to_compute = request.input_tokens - self.rules.shared_of(request);
+            let is_cut = n_to_compute > budget;
             // A prompt that never fits is the shard's to judge, without chunking.
             if !fits_beside || (is_cut && !is_alone && (budget == 0 || !self.rules.chunking)) {
                 break;
             }
             let chunk_len = (is_cut && self.rules.chunking).then_some(budget);
-            budget = budget.saturating_sub(request.input_tokens);
+            budget = budget.saturating_sub(n_to_compute);
             self.live.push(index);
             self.live_slots += n_slots;
             self.record.requests[index].state = State::Running;
+            if let Some(placing) = &mut self.placing {
+                self.blocks[index] = placing.blocks.take(n_slots).unwrap_or_default();
+            }
             let prompt = self.pop_waiting();
             requests.push(self.message(index, &prompt, chunk_len));
         }
         self.next_batch_id += 1;
         let size = u32::try_from(requests.len()).ok().filter(|size| *size > 0)?;
-        Some(v3::Batch { id: self.next_batch_id, requests, size, ..Default::default() })
+        let max_blocks = requests.iter().map(|request| request.blocks.len()).max().unwrap_or(0) as u32;
+        Some(v3::Batch { id: self.next_batch_id, requests, size, max_tokens: 0, max_blocks })
     }
 
     fn pop_waiting(&mut self) -> String {
@@ -323,6 +320,14 @@ impl<'a> Run<'a> {
         let mut message = request_of(prompt, &self.config.parameters);
         if let Some(parameters) = &mut message.parameters {
             parameters.seed = parameters.seed.wrapping_add(index as u64);
+        }
+        if let Some(placing) = &self.placing {
+            let n_shared = self.rules.shared_of(request);
+            let prefix = placing.prefix.as_ref().filter(|_| n_shared > 0);
+            let shared = prefix.map_or(&[][..], |prefix| &prefix.slots);
+            message.blocks = [shared, &self.blocks[index]].concat();
+            message.slots = placing.blocks.slots(&message.blocks, n_positions(request));
+            message.cache_len = n_shared;
         }
         v3::Request {
             id: self.first_id + index as u64,
@@ -412,7 +417,7 @@ impl<'a> Run<'a> {
             self.record.requests.get(*index).is_some_and(|request| request.state == State::Running)
         };
         let Some(index) = index.filter(is_running) else {
-            return Err(anyhow!("the shard answered for request {request_id}, which does not run"));
+            bail!("the shard answered for request {request_id}, which does not run");
         };
         self.record.take_tokens(index, tokens.map_or(0, |tokens| tokens.ids.len()), now);
         let Some(end) = generated_text else { return Ok(false) };
@@ -470,15 +475,25 @@ impl<'a> Run<'a> {
 
     /// Whether the shard counts as many tokens as were asked for: the slots of its batch tell.
     fn check_lengths(&mut self) {
-        if let ([batch], Some(_)) = (&self.held[..], self.rules.block_tokens) {
+        // Shards differ in how often they count a slot that is shared.
+        let counts_alike = self.rules.block_tokens.is_some() && self.rules.prefix_tokens == 0;
+        if let ([batch], true) = (&self.held[..], counts_alike) {
             self.record.check_slots(u64::from(batch.max_tokens), self.live_slots);
         }
     }
 
+    /// Frees what requests held that run no more.
     fn forget_ended(&mut self) {
-        let requests = &self.record.requests;
-        self.live.retain(|index| requests[*index].state == State::Running);
-        self.live_slots = self.live.iter().map(|index| self.rules.slots_of(&requests[*index])).sum();
+        let is_running = |index: &usize| self.record.requests[*index].state == State::Running;
+        let (live, ended): (Vec<usize>, Vec<usize>) =
+            mem::take(&mut self.live).into_iter().partition(is_running);
+        self.live = live;
+        for index in ended {
+            self.live_slots -= self.rules.slots_of(&self.record.requests[index]);
+            if let Some(placing) = &mut self.placing {
+                placing.blocks.give_back(mem::take(&mut self.blocks[index]));
+            }
+        }
     }
 
     async fn clear_in_call(&mut self) -> Result<(), CallError> {

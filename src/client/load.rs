@@ -3,10 +3,11 @@
 use std::f64::consts::TAU;
 use std::time::Duration;
 
+use super::prefix::Prefix;
 use crate::config::{BenchConfig, Lengths};
 
 /// Words of prompts: frequent enough to be a token or two in any vocabulary, and never less than one.
-const WORDS: [&str; 64] = [
+pub(super) const WORDS: [&str; 64] = [
     "time", "people", "way", "year", "work", "day", "world", "life", "part", "house", "place", "case",
     "group", "number", "water", "room", "money", "story", "fact", "month", "book", "eye", "job", "word",
     "business", "side", "kind", "head", "friend", "hour", "game", "line", "end", "member", "law", "car",
@@ -63,13 +64,12 @@ impl Random {
         }
     }
 
-    /// A text of at least `n_tokens` tokens, of random words from the first on, so that no two share a beginning,
-    /// nor what is left of them when they are cut.
-    pub(super) fn text(&mut self, n_tokens: u32) -> String {
-        let mut text = String::with_capacity(7 * n_tokens as usize);
-        for _ in 0..n_tokens {
+    /// A text of `n` of these words, each with a space before it.
+    pub(super) fn text(&mut self, words: &[&str], n: u32) -> String {
+        let mut text = String::with_capacity(7 * n as usize);
+        for _ in 0..n {
             text.push(' ');
-            text.push_str(WORDS[self.below(WORDS.len() as u64) as usize]);
+            text.push_str(words[self.below(words.len() as u64) as usize]);
         }
         text
     }
@@ -97,11 +97,16 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// The next one.
-    pub(super) fn next(config: &BenchConfig, random: &mut Random) -> Job {
+    /// The next one. Its prompt is of random words from the first on, so that it shares no beginning with another,
+    /// neither whole nor cut; but a longer one than the prefix begins with that, and has its length as it is.
+    pub(super) fn next(config: &BenchConfig, random: &mut Random, prefix: Option<&Prefix>) -> Job {
         let input_tokens = random.length(config.input_tokens);
         let output_tokens = random.length(config.output_tokens);
-        Job { prompt: random.text(input_tokens), input_tokens, output_tokens }
+        let prompt = match prefix.filter(|prefix| input_tokens > prefix.n_tokens) {
+            Some(prefix) => prefix.text.clone() + &random.text(&prefix.words, input_tokens - prefix.n_tokens),
+            None => random.text(&WORDS, input_tokens),
+        };
+        Job { prompt, input_tokens, output_tokens }
     }
 }
 
@@ -158,11 +163,11 @@ mod tests {
     #[test]
     fn prompts_differ_from_the_first_word_and_are_the_same_again() {
         let mut random = Random::new(7);
-        let texts: Vec<String> = (0..100).map(|_| random.text(40)).collect();
+        let texts: Vec<String> = (0..100).map(|_| random.text(&WORDS, 40)).collect();
         let tails: BTreeSet<&str> = texts.iter().map(|text| &text[text.len() - 60..]).collect();
         let heads: BTreeSet<&str> = texts.iter().map(|text| &text[..30]).collect();
         assert_eq!((tails.len(), heads.len()), (100, 100));
         assert!(texts.iter().all(|text| text.split_whitespace().count() == 40));
-        assert_eq!(Random::new(7).text(40), texts[0]);
+        assert_eq!(Random::new(7).text(&WORDS, 40), texts[0]);
     }
 }

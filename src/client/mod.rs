@@ -4,7 +4,9 @@
 mod bench;
 mod generate;
 mod load;
+mod placing;
 mod plot;
+mod prefix;
 mod report;
 mod shard;
 

@@ -203,6 +203,8 @@ pub struct Report {
     pub max_batch_prefill_tokens: u32,
     /// Whether nobody else used the shard.
     pub exclusive: bool,
+    /// Tokens that prompts begin with alike.
+    pub shared_prefix: u32,
     /// Of prompts, lengths and arrivals.
     pub seed: u64,
     /// What came of each load.
@@ -466,6 +468,7 @@ impl Report {
             output_tokens: config.output_tokens.to_string(),
             max_batch_prefill_tokens: config.limits.max_prefill_tokens,
             exclusive: config.exclusive,
+            shared_prefix: config.shared_prefix,
             seed: config.seed,
             loads: Vec::new(),
             ending: BenchEnding::Complete,
@@ -529,6 +532,9 @@ impl fmt::Display for Report {
         let Report { url, dtype, device, input_tokens, output_tokens, .. } = self;
         writeln!(f, "shard       {url}, {device}, {dtype}")?;
         write!(f, "load        {input_tokens} tokens in, {output_tokens} out")?;
+        if self.shared_prefix > 0 {
+            write!(f, ", {} of them shared", self.shared_prefix)?;
+        }
         match &self.loads[..] {
             [load] => {
                 writeln!(f, ", {}", load.name())?;
@@ -643,6 +649,7 @@ mod tests {
             output_tokens: "uniform:1..9".to_owned(),
             max_batch_prefill_tokens: 4096,
             exclusive: false,
+            shared_prefix: 0,
             seed: 0,
             loads: vec![level()],
             ending: BenchEnding::Interrupted,

@@ -30,6 +30,8 @@ pub struct BenchConfig {
     pub output_tokens: Lengths,
     /// Whether nobody else uses the shard.
     pub exclusive: bool,
+    /// Tokens that prompts begin with alike.
+    pub shared_prefix: u32,
     /// What runs together.
     pub limits: BatchLimits,
     /// How tokens are chosen; the number of new ones is each request's own.
@@ -160,6 +162,7 @@ impl BenchConfig {
             input_tokens: args.input_tokens,
             output_tokens: args.output_tokens,
             exclusive: args.exclusive,
+            shared_prefix: args.shared_prefix,
             limits: BatchLimits {
                 max_prefill_tokens: args.max_batch_prefill_tokens,
                 max_requests: args.max_batch_size.unwrap_or(usize::MAX),
