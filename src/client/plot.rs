@@ -177,12 +177,9 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, class: &str, text: &str)
 
 /// Without digits that say nothing.
 fn number(value: f64) -> String {
+    let (value, unit) = if value >= 1000.0 { (value / 1000.0, "k") } else { (value, "") };
     let text = format!("{value:.3}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    match text.strip_suffix("000") {
-        Some(thousands) if thousands.len() > 1 => format!("{thousands}k"),
-        _ => text.to_owned(),
-    }
+    format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 #[cfg(test)]
@@ -203,8 +200,8 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let shown = [0.0, 0.5, 12.0, 1000.0, 12_000.0, 120_000.0].map(number);
-        assert_eq!(shown, ["0", "0.5", "12", "1000", "12k", "120k"]);
+        let shown = [0.0, 0.5, 12.0, 800.0, 1500.0, 120_000.0].map(number);
+        assert_eq!(shown, ["0", "0.5", "12", "800", "1.5k", "120k"]);
     }
 
     #[test]
