@@ -7,6 +7,7 @@ mod load;
 mod placing;
 mod plot;
 mod prefix;
+mod record;
 mod report;
 mod shard;
 
