@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that it links once.
 
 mod abandoned;
+mod bench;
 mod broken_models;
 mod faults;
 mod golden;

@@ -3,6 +3,7 @@
 //! Names are those of `text-generation-server` and `text-generation-launcher` wherever one exists, so that either
 //! can be replaced without touching what starts it. What the flags mean together is decided in [`crate::config`].
 
+mod bench;
 mod environment;
 mod exit;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::builder::{BoolishValueParser, FalseyValueParser};
 use clap::{Args, Parser, Subcommand};
 
+pub use bench::BenchArgs;
 pub use environment::{ENVIRONMENT, Variable};
 pub use exit::Exit;
 use exit::exit_codes;
@@ -36,6 +38,9 @@ pub enum Command {
     /// Generate text from one prompt, streamed to the terminal
     #[command(after_long_help = exit_codes())]
     Generate(Box<GenerateArgs>),
+    /// Load a running shard as a router does, and measure latency and throughput
+    #[command(after_long_help = exit_codes())]
+    Bench(Box<BenchArgs>),
     /// Show a model's family, sizes and memory plan without reading its weights
     Inspect(Box<InspectArgs>),
     /// Fetch a model's files; succeeds at once when they are local
@@ -184,7 +189,7 @@ pub struct SocketArgs {
 }
 
 /// Flags that say what is told, and to whom.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL
     #[arg(long, default_value = "INFO")]
@@ -246,6 +251,26 @@ pub struct GenerateArgs {
     /// Most tokens to generate
     #[arg(long, short = 'n', default_value_t = 300)]
     pub max_new_tokens: u32,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// A text that ends the output; may be given several times
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// How and where the model is loaded, without --url.
+    #[command(flatten)]
+    pub shard: ShardArgs,
+    /// What is told.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// The folder for the private socket of the shard started here
+    #[arg(long, env = "TMPDIR", hide = true, default_value = "/tmp")]
+    pub tmpdir: PathBuf,
+}
+
+/// Flags that say how tokens are chosen.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
     /// Divides the logits
     #[arg(long, default_value_t = 1.0)]
     pub temperature: f32,
@@ -273,21 +298,9 @@ pub struct GenerateArgs {
     /// Draw instead of taking the likeliest token
     #[arg(long)]
     pub do_sample: bool,
-    /// Seed of the draws
+    /// Seed of the draws; for `bench`, of prompts and arrivals too
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// A text that ends the output; may be given several times
-    #[arg(long)]
-    pub stop: Vec<String>,
-    /// How and where the model is loaded, without --url.
-    #[command(flatten)]
-    pub shard: ShardArgs,
-    /// What is told.
-    #[command(flatten)]
-    pub log: LogArgs,
-    /// The folder for the private socket of the shard started here
-    #[arg(long, env = "TMPDIR", hide = true, default_value = "/tmp")]
-    pub tmpdir: PathBuf,
 }
 
 /// Flags of `inspect`.

@@ -1,5 +1,6 @@
 //! The program: parse, telemetry, run the command, exit code.
 
+mod bench;
 mod generate;
 mod inspect;
 
@@ -21,6 +22,7 @@ pub fn main() -> ExitCode {
             with(config::serve(*args), async |config| server::run(&config).await.map(exit_of))
         }
         Command::Generate(args) => with(config::generate(*args), generate::run),
+        Command::Bench(args) => with(config::bench(*args), bench::run),
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
         Command::DownloadWeights(args) => with(config::download(*args), async |source| {
             let located = tokio::task::spawn_blocking(move || server::locate(&source)).await??;

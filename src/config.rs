@@ -1,5 +1,6 @@
 //! From flags to what the program does: validated, complete, printable.
 
+mod bench;
 mod shard;
 mod source;
 
@@ -11,10 +12,13 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+pub use bench::{BatchLimits, BenchConfig, Lengths, Load};
 pub use shard::{Compute, Role, ShardConfig, own_slots_of};
 pub use source::{ModelSource, WeightFiles};
 
-use crate::cli::{DownloadArgs, GenerateArgs, InspectArgs, LogArgs, ServeArgs, SocketArgs};
+use crate::cli::{
+    BenchArgs, DownloadArgs, GenerateArgs, InspectArgs, LogArgs, SamplingArgs, ServeArgs, SocketArgs,
+};
 
 /// A combination of flags that nobody can serve: what is wrong with it, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -269,6 +273,25 @@ pub struct Parameters {
     pub stop: Vec<String>,
 }
 
+impl Parameters {
+    fn new(args: SamplingArgs, max_new_tokens: u32, stop: Vec<String>) -> Parameters {
+        Parameters {
+            max_new_tokens,
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            typical_p: args.typical_p,
+            repetition_penalty: args.repetition_penalty,
+            frequency_penalty: args.frequency_penalty,
+            watermark: args.watermark,
+            top_n: args.top_n,
+            do_sample: args.do_sample,
+            seed: args.seed,
+            stop,
+        }
+    }
+}
+
 /// From `serve`'s flags.
 ///
 /// # Errors
@@ -288,26 +311,27 @@ pub fn generate(args: GenerateArgs) -> Result<(ClientConfig, TelemetryConfig), R
         Some(url) => Target::Url(url),
         None => Target::Private(Box::new(ShardConfig::new(args.model, args.shard)?), args.tmpdir),
     };
-    let parameters = Parameters {
-        max_new_tokens: args.max_new_tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        typical_p: args.typical_p,
-        repetition_penalty: args.repetition_penalty,
-        frequency_penalty: args.frequency_penalty,
-        watermark: args.watermark,
-        top_n: args.top_n,
-        do_sample: args.do_sample,
-        seed: args.seed,
-        stop: args.stop,
-    };
-    let mut telemetry = TelemetryConfig::new(args.log, LogStream::Err);
-    // The text is what the caller came for; INFO is what it was not asked to be told.
+    let parameters = Parameters::new(args.sampling, args.max_new_tokens, args.stop);
+    let telemetry = quiet(args.log);
+    Ok((ClientConfig { target, prompt: args.prompt, parameters }, telemetry))
+}
+
+/// From `bench`'s flags.
+///
+/// # Errors
+/// As [`serve`].
+pub fn bench(args: BenchArgs) -> Result<(BenchConfig, TelemetryConfig), Refusal> {
+    let telemetry = quiet(args.log.clone());
+    Ok((BenchConfig::new(args)?, telemetry))
+}
+
+/// The result is what the caller came for; INFO is what it was not asked to be told.
+fn quiet(args: LogArgs) -> TelemetryConfig {
+    let mut telemetry = TelemetryConfig::new(args, LogStream::Err);
     if telemetry.level == LogLevel::Info {
         telemetry.level = LogLevel::Warning;
     }
-    Ok((ClientConfig { target, prompt: args.prompt, parameters }, telemetry))
+    telemetry
 }
 
 /// From `inspect`'s flags.

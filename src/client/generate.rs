@@ -13,7 +13,7 @@ use crate::config::Parameters;
 use crate::pb::v3;
 
 /// Time for the shard to take back what an interrupted request holds; it does so by itself, only later.
-const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the output ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +109,7 @@ pub async fn generate(
     out: &mut impl Write,
 ) -> Result<Summary> {
     let mut shard = Shard::connect(url).await?;
-    let n_shards = shard.urls().await?.len();
-    if n_shards > 1 {
-        // Every shard of such a server waits for the others in each step.
-        bail!("the server has {n_shards} shards that must be called together; this client calls one");
-    }
+    shard.check_alone().await?;
     shard.info().await?;
     let request = request_of(prompt, parameters);
     let mut answer = Answer::new(request.id);
@@ -167,7 +163,7 @@ impl Answer {
     async fn stream(&mut self, shard: &mut Shard, batch: v3::Batch, out: &mut impl Write) -> Result<Ending> {
         self.began = Instant::now();
         self.is_held = true;
-        let mut step = shard.prefill(batch).await?;
+        let mut step = shard.prefill(batch, None).await?;
         loop {
             let mut text = String::new();
             for generation in step.generations {
@@ -255,7 +251,7 @@ fn ending_of(end: &v3::GeneratedText) -> Result<Ending> {
 }
 
 /// The request, on slots of the shard's choice.
-fn request_of(prompt: &str, parameters: &Parameters) -> v3::Request {
+pub(super) fn request_of(prompt: &str, parameters: &Parameters) -> v3::Request {
     let chunk = v3::InputChunk { chunk: Some(v3::input_chunk::Chunk::Text(prompt.to_owned())) };
     v3::Request {
         id: random_id(),
@@ -288,12 +284,12 @@ fn request_of(prompt: &str, parameters: &Parameters) -> v3::Request {
 }
 
 /// A number that no router beside us has: those count from 0, and probe with the largest.
-fn random_id() -> u64 {
+pub(super) fn random_id() -> u64 {
     RandomState::new().hash_one(std::process::id()).clamp(1 << 32, u64::MAX - 1)
 }
 
 /// Ends at Ctrl-C.
-async fn interrupted() {
+pub(super) async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_err() {
         // The signal cannot be caught, so it ends the process.
         future::pending::<()>().await;

@@ -1,10 +1,12 @@
 //! A connection to a shard.
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::pb::v3;
 use crate::pb::v3::text_generation_service_client::TextGenerationServiceClient;
@@ -27,6 +29,49 @@ pub struct Step {
     pub generations: Vec<v3::Generation>,
     /// The batch to ask for next; `None` when every request has ended.
     pub batch: Option<v3::CachedBatch>,
+    /// Start of the step until its tokens were on the host.
+    pub forward_ns: u64,
+    /// Building the answer.
+    pub decode_ns: u64,
+    /// The whole call, as the shard saw it.
+    pub total_ns: u64,
+}
+
+/// A call that failed. The shard's own words are for people; the code says what kind of trouble it is.
+#[derive(Debug, Clone)]
+pub struct CallError {
+    call: &'static str,
+    status: Status,
+}
+
+impl CallError {
+    /// Whether the shard is gone, or about to go: no other call will fare better.
+    pub fn is_lost(&self) -> bool {
+        // What a shard answers comes from nowhere else.
+        self.status.code() == Code::Unavailable || self.status.source().is_some()
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let CallError { call, status } = self;
+        match status.source() {
+            None => write!(f, "the shard answered {call} with {:?}: {}", status.code(), status.message()),
+            Some(mut cause) => {
+                // The errors between say the same, or nothing.
+                while let Some(below) = cause.source() {
+                    cause = below;
+                }
+                write!(f, "the connection was lost during {call}: {cause}")
+            }
+        }
+    }
+}
+
+impl Error for CallError {}
+
+fn failed(call: &'static str) -> impl Fn(Status) -> CallError {
+    move |status| CallError { call, status }
 }
 
 impl Shard {
@@ -49,49 +94,89 @@ impl Shard {
     ///
     /// # Errors
     /// The shard's.
-    pub async fn info(&mut self) -> Result<v3::InfoResponse> {
+    pub async fn info(&mut self) -> Result<v3::InfoResponse, CallError> {
         let answer = self.client.info(v3::InfoRequest {}).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| refusal("Info", &status))
+        answer.map(tonic::Response::into_inner).map_err(failed("Info"))
     }
 
     /// Where every shard of the server listens.
     ///
     /// # Errors
     /// The shard's.
-    pub async fn urls(&mut self) -> Result<Vec<String>> {
+    pub async fn urls(&mut self) -> Result<Vec<String>, CallError> {
         let answer = self.client.service_discovery(v3::ServiceDiscoveryRequest {}).await;
-        answer.map(|answer| answer.into_inner().urls).map_err(|status| refusal("ServiceDiscovery", &status))
+        answer.map(|answer| answer.into_inner().urls).map_err(failed("ServiceDiscovery"))
     }
 
-    /// Starts a batch.
+    /// Whether this is its server's only shard, so that one client can call it.
+    ///
+    /// # Errors
+    /// A sentence where it is not; the shard's.
+    pub async fn check_alone(&mut self) -> Result<()> {
+        let n_shards = self.urls().await?.len();
+        if n_shards > 1 {
+            // Every shard of such a server waits for the others in each step.
+            bail!("the server has {n_shards} shards that must be called together; this client calls one");
+        }
+        Ok(())
+    }
+
+    /// Drops whatever the shard holds, runs its largest step, and learns its limits.
     ///
     /// # Errors
     /// The shard's.
-    pub async fn prefill(&mut self, batch: v3::Batch) -> Result<Step> {
-        let request = v3::PrefillRequest { batch: Some(batch), cached_batch: None };
-        let answer = self.client.prefill(request).await.map_err(|status| refusal("Prefill", &status))?;
-        let v3::PrefillResponse { generations, batch, .. } = answer.into_inner();
-        Ok(Step { generations, batch })
+    pub async fn warmup(&mut self, request: v3::WarmupRequest) -> Result<v3::WarmupResponse, CallError> {
+        let answer = self.client.warmup(request).await;
+        answer.map(tonic::Response::into_inner).map_err(failed("Warmup"))
+    }
+
+    /// Starts a batch, and merges it with a running one if that is named: both step.
+    ///
+    /// # Errors
+    /// The shard's.
+    pub async fn prefill(
+        &mut self,
+        batch: v3::Batch,
+        running: Option<v3::CachedBatch>,
+    ) -> Result<Step, CallError> {
+        let request = v3::PrefillRequest { batch: Some(batch), cached_batch: running };
+        let answer = self.client.prefill(request).await.map_err(failed("Prefill"))?;
+        let v3::PrefillResponse { generations, batch, forward_ns, decode_ns, total_ns, .. } =
+            answer.into_inner();
+        Ok(Step { generations, batch, forward_ns, decode_ns, total_ns })
     }
 
     /// Runs the next step of batches.
     ///
     /// # Errors
     /// The shard's.
-    pub async fn decode(&mut self, batches: Vec<v3::CachedBatch>) -> Result<Step> {
-        let answer = self.client.decode(v3::DecodeRequest { batches }).await;
-        let answer = answer.map_err(|status| refusal("Decode", &status))?;
-        let v3::DecodeResponse { generations, batch, .. } = answer.into_inner();
-        Ok(Step { generations, batch })
+    pub async fn decode(&mut self, batches: Vec<v3::CachedBatch>) -> Result<Step, CallError> {
+        let answer = self.client.decode(v3::DecodeRequest { batches }).await.map_err(failed("Decode"))?;
+        let v3::DecodeResponse { generations, batch, forward_ns, decode_ns, total_ns, .. } =
+            answer.into_inner();
+        Ok(Step { generations, batch, forward_ns, decode_ns, total_ns })
+    }
+
+    /// Keeps only these requests of a batch.
+    ///
+    /// # Errors
+    /// The shard's.
+    pub async fn filter(
+        &mut self,
+        batch_id: u64,
+        request_ids: Vec<u64>,
+    ) -> Result<Option<v3::CachedBatch>, CallError> {
+        let answer = self.client.filter_batch(v3::FilterBatchRequest { batch_id, request_ids }).await;
+        answer.map(|answer| answer.into_inner().batch).map_err(failed("FilterBatch"))
     }
 
     /// Drops one batch. Without an id the call would drop a live router's batches too, so there is no such method.
     ///
     /// # Errors
     /// The shard's.
-    pub async fn clear(&mut self, batch: u64) -> Result<()> {
+    pub async fn clear(&mut self, batch: u64) -> Result<(), CallError> {
         let answer = self.client.clear_cache(v3::ClearCacheRequest { id: Some(batch) }).await;
-        answer.map(drop).map_err(|status| refusal("ClearCache", &status))
+        answer.map(drop).map_err(failed("ClearCache"))
     }
 }
 
@@ -120,11 +205,6 @@ fn endpoint_of(url: &str) -> Result<String> {
         }
         _ => Ok(format!("unix:{url}")),
     }
-}
-
-/// The shard's own words are for people; the code says what kind of trouble it is.
-fn refusal(call: &str, status: &Status) -> anyhow::Error {
-    anyhow!("the shard answered {call} with {:?}: {}", status.code(), status.message())
 }
 
 #[cfg(test)]

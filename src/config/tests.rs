@@ -137,3 +137,53 @@ fn a_token_is_not_printed() {
     assert_eq!(source.token.as_deref(), Some("hf_secret"));
     assert!(!format!("{source:?}").contains("secret"));
 }
+
+fn bench_of(flags: &str) -> Result<BenchConfig, Refusal> {
+    let line = format!("kvshard bench --url unix:///s {flags}");
+    let command = Cli::try_parse_from(line.split_whitespace()).expect("well-formed").command;
+    let Command::Bench(args) = command else { panic!("not bench") };
+    bench(*args).map(|(config, _)| config)
+}
+
+#[test]
+fn loads_come_in_order_with_enough_requests() {
+    let loads = |flags| bench_of(flags).expect("accepted").loads;
+    let closed = |in_flight, n_requests| Load::Closed { in_flight, n_requests };
+    assert_eq!(loads(""), [closed(1, 16)]);
+    assert_eq!(loads("--concurrency 8"), [closed(8, 32)]);
+    assert_eq!(loads("--at-once --requests 256"), [closed(256, 256)]);
+    assert_eq!(loads("--sweep 1,2,40 -n 99"), [closed(1, 99), closed(2, 99), closed(40, 99)]);
+    assert_eq!(
+        loads("--rate-sweep 0.1,20"),
+        [Load::Open { rate: 0.1, n_requests: 16 }, Load::Open { rate: 20.0, n_requests: 600 }]
+    );
+    for flags in ["--concurrency 0", "--sweep 1,0", "--rate 0", "--rate NaN", "--rate-sweep 1,-2", "-n 0"] {
+        assert!(bench_of(flags).is_err(), "{flags}");
+    }
+}
+
+#[test]
+fn lengths_are_written_as_they_are_read() {
+    for text in ["1", "512", "uniform:128..1024", "normal:512,128.5", "lognormal:300,0.5"] {
+        assert_eq!(text.parse::<Lengths>().map(|lengths| lengths.to_string()), Ok(text.to_owned()));
+    }
+    for text in [
+        "",
+        "0",
+        "-1",
+        "1.5",
+        "2000000",
+        "uniform:0..4",
+        "uniform:5..4",
+        "uniform:5",
+        "normal:0,1",
+        "normal:5,-1",
+        "normal:5",
+        "normal:NaN,1",
+        "lognormal:5,inf",
+        "poisson:5",
+    ] {
+        assert!(text.parse::<Lengths>().is_err(), "{text}");
+    }
+    assert_eq!([f64::NEG_INFINITY, 0.2, 7.4, f64::INFINITY].map(Lengths::clamp), [1, 1, 7, 1 << 20]);
+}

@@ -180,7 +180,7 @@ pub fn load_around(
 ) -> Result<Loaded> {
     let plan = plan(config)?;
     let folder = plan.located.folder.clone();
-    let tokenizer = Arc::new(Tokenizer::load(&folder)?);
+    let tokenizer = Arc::new(tokenizer(config.load_format, &folder, plan.model.spec.vocab)?);
     let eos = end_of_text_ids(&folder, tokenizer.eos())?;
     tell(&plan, config);
     let engine_config = EngineConfig {
@@ -323,8 +323,8 @@ fn read_model(folder: &Path, config: &ShardConfig) -> Result<Resolved> {
 /// The ids that end a text, sorted: the tokenizer's, and all that `generation_config.json` and `config.json` name.
 fn end_of_text_ids(folder: &Path, of_tokenizer: Option<u32>) -> Result<Arc<[u32]>> {
     let mut ids: Vec<u32> = of_tokenizer.into_iter().collect();
-    ids.extend(named_eos(folder, "generation_config.json")?);
-    ids.extend(named_eos(folder, "config.json")?);
+    ids.extend(named_ids(folder, "generation_config.json", "eos_token_id")?);
+    ids.extend(named_ids(folder, "config.json", "eos_token_id")?);
     ids.sort_unstable();
     ids.dedup();
     if ids.is_empty() {
@@ -335,16 +335,27 @@ fn end_of_text_ids(folder: &Path, of_tokenizer: Option<u32>) -> Result<Arc<[u32]
     Ok(ids.into())
 }
 
-/// `eos_token_id` of a file, one or several.
-fn named_eos(folder: &Path, file: &str) -> Result<Vec<u32>> {
+/// The folder's tokenizer; beside random weights, one that is made where the folder has none.
+fn tokenizer(format: LoadFormat, folder: &Path, vocab: usize) -> Result<Tokenizer> {
+    if format == LoadFormat::Auto || folder.join("tokenizer.json").exists() {
+        return Tokenizer::load(folder);
+    }
+    tracing::info!("the model has no tokenizer.json: one is made, as the weights are");
+    let named = |key| named_ids(folder, "config.json", key);
+    let n_ids = u32::try_from(vocab).unwrap_or(u32::MAX);
+    Tokenizer::generated(n_ids, named("bos_token_id")?.first().copied(), &named("eos_token_id")?)
+}
+
+/// The ids of a file's key, one or several.
+fn named_ids(folder: &Path, file: &str, key: &str) -> Result<Vec<u32>> {
     let Ok(text) = fs::read(folder.join(file)) else { return Ok(Vec::new()) };
     let wrong = |why: String| Error::Checkpoint(format!("{file}: {why}"));
     let config: Value = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| wrong(format!("eos_token_id has {value}, which is no token")))
+        id.ok_or_else(|| wrong(format!("{key} has {value}, which is no token")))
     };
-    match config.get("eos_token_id") {
+    match config.get(key) {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(values)) => values.iter().map(id).collect(),
         Some(value) => Ok(vec![id(value)?]),

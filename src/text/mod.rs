@@ -1,6 +1,7 @@
 //! Text to tokens and back.
 
 mod detokenize;
+mod generated;
 mod pieces;
 mod settings;
 mod tokenizer;

@@ -238,12 +238,24 @@ fn byte_of(character: char) -> Option<u8> {
     }
 }
 
+/// The character that stands for a byte; the inverse of [`byte_of`].
+pub(super) fn char_of(byte: u8) -> char {
+    match byte {
+        0x00..=0x20 => char::from_u32(0x100 + u32::from(byte)),
+        0x7F..=0xA0 => char::from_u32(0x121 + u32::from(byte - 0x7F)),
+        0xAD => Some('\u{143}'),
+        _ => None,
+    }
+    .unwrap_or(char::from(byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_alphabet_names_every_byte_once() {
+        assert!((0..=255).all(|byte| byte_of(char_of(byte)) == Some(byte)));
         let mut seen: Vec<u8> = (0..0x200).filter_map(char::from_u32).filter_map(byte_of).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..=255).collect::<Vec<u8>>());

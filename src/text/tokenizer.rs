@@ -61,12 +61,24 @@ impl Tokenizer {
         });
         let broken = |error| Error::Checkpoint(format!("tokenizer.json cannot be used: {error}"));
         let (inner, around) = loaded.map_err(broken)?;
+        Tokenizer::assemble(inner, around, &settings)
+    }
+
+    /// A tokenizer without truncation, padding and post-processor.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where it has no ids, or too many.
+    pub(super) fn new(inner: Inner, settings: &Settings) -> Result<Tokenizer> {
+        Tokenizer::assemble(inner, Around::default(), settings)
+    }
+
+    fn assemble(inner: Inner, around: Around, settings: &Settings) -> Result<Tokenizer> {
         let n_ids = n_ids(&inner)?;
         let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
         Ok(Tokenizer {
             pieces: Pieces::new(&inner, n_ids),
             special: special_ids(&inner),
-            around: around.with(&inner, &settings),
+            around: around.with(&inner, settings),
             n_ids,
             eos: settings.eos.as_deref().and_then(|token| inner.token_to_id(token)),
             cleans_up: if is_bpe { settings.cleans_up && settings.cleans_up_bpe } else { settings.cleans_up },
