@@ -15,6 +15,8 @@ namespace kv {
 // A cluster of `kBlocks` blocks along x; of one block on any device.
 template <int kBlocks>
 struct Cluster {
+  static constexpr int kSize = kBlocks;
+
   __device__ __forceinline__ static uint32_t rank() {
     uint32_t rank = 0;
 #if __CUDA_ARCH__ >= 900

@@ -23,14 +23,15 @@ __global__ void __launch_bounds__(kThreads) target_logprobs_kernel(kv_target_log
   Summary summary = Summary::none();
 #pragma unroll 4
   for (int32_t at = 4 * threadIdx.x; at < p.vocab; at += 4 * kThreads) {
-    summary.add(at, load_group(row, p.vocab, at, aligned));
+    summary.add(at, load_group(row, p.vocab, at, aligned), kLog2e);
   }
   grid_launch_dependents();
-  summary = Summary::warp_merge(summary);
+  summary = Summary::warp_merge(summary, kLog2e);
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = summary;
   __syncthreads();
   if (threadIdx.x >= kWarp) return;
-  summary = Summary::warp_merge(threadIdx.x < kWarps ? warps[threadIdx.x] : Summary::none());
+  summary = Summary::warp_merge(threadIdx.x < kWarps ? warps[threadIdx.x] : Summary::none(),
+                                kLog2e);
   if (threadIdx.x > 0) return;
   const float logprob = (row[p.targets[blockIdx.x]] - summary.max) - logf(summary.sum);
   p.logprobs[blockIdx.x] = summary.valid() ? logprob : __int_as_float(0x7fc00000);

@@ -21,38 +21,43 @@ constexpr int kBlocksPerSm = 2;
 // Ids of a block: whole groups of four.
 constexpr uint32_t slice_ids(uint32_t vocab, uint32_t blocks) { return ((vocab + blocks - 1) / blocks + 3) / 4 * 4; }
 
-// A row's logits, and the least of them.
+// What a thread, a warp, a block found of a row's logits.
 struct Logits {
   Summary summary;
-  float least;  // Above −∞.
+  float least;  // Of the threads' largest logits, but for −∞.
 
   __device__ __forceinline__ static Logits none() { return {Summary::none(), kInfinity}; }
 
-  __device__ __forceinline__ void add(uint32_t id, float4 x) {
-    summary.add(id, x);
-    const auto finite = [](float logit) { return logit == -kInfinity ? kInfinity : logit; };
-    least = fminf(least, fminf(fminf(finite(x.x), finite(x.y)), fminf(finite(x.z), finite(x.w))));
-  }
-
-  __device__ __forceinline__ static Logits warp_merge(const Logits &part) {
-    return {Summary::warp_merge(part.summary), unordered(__reduce_min_sync(0xffffffffu, ordered(part.least)))};
+  __device__ __forceinline__ static Logits warp_merge(const Logits &part, float rate) {
+    return {Summary::warp_merge(part.summary, rate),
+            unordered(__reduce_min_sync(0xffffffffu, ordered(part.least)))};
   }
 };
 
-// Sums over candidates.
-struct Moments {
-  double sum;    // Σ exp(score)
-  double first;  // Σ exp(score) · score
+// Groups in which candidates are left.
+struct Live {
+  uint32_t groups;
 
-  __device__ __forceinline__ static Moments none() { return {0., 0.}; }
+  __device__ __forceinline__ static Live none() { return {0}; }
+  __device__ __forceinline__ static Live warp_merge(const Live &part) {
+    return {__reduce_add_sync(0xffffffffu, part.groups)};
+  }
+};
 
-  __device__ __forceinline__ static Moments warp_merge(Moments part) {
+__device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset >>= 1) {
-      part.sum += __shfl_xor_sync(0xffffffffu, part.sum, offset);
-      part.first += __shfl_xor_sync(0xffffffffu, part.first, offset);
-    }
-    return part;
+  for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+// Sums over candidates, in units of Mass.
+struct Moments {
+  uint64_t sum;    // Σ exp(score)
+  uint64_t first;  // Σ exp(score) · −score
+
+  __device__ __forceinline__ static Moments none() { return {0, 0}; }
+  __device__ __forceinline__ static Moments warp_merge(const Moments &part) {
+    return {warp_sum(part.sum), warp_sum(part.first)};
   }
 };
 
@@ -61,9 +66,17 @@ struct Winner {
   uint32_t key;
   uint32_t id;
   float score;
-  double sum;  // Σ exp(score) over the candidates.
+  uint64_t sum;  // Σ exp(score) over the candidates, in units of Mass.
 
-  __device__ __forceinline__ static Winner none() { return {0, 0xffffffffu, 0.f, 0.}; }
+  __device__ __forceinline__ static Winner none() { return {0, 0xffffffffu, 0.f, 0}; }
+
+  // Takes a candidate with a higher id than those before.
+  __device__ __forceinline__ void add(uint32_t key_, uint32_t id_, float score_) {
+    if (key_ <= key) return;
+    key = key_;
+    id = id_;
+    score = score_;
+  }
 
   __device__ __forceinline__ static Winner warp_merge(const Winner &part) {
     Winner all;
@@ -71,7 +84,7 @@ struct Winner {
     all.id = __reduce_min_sync(0xffffffffu, part.key == all.key ? part.id : 0xffffffffu);
     const uint32_t owners = __ballot_sync(0xffffffffu, part.key == all.key && part.id == all.id);
     all.score = __shfl_sync(0xffffffffu, part.score, __ffs(owners) - 1);
-    all.sum = Moments::warp_merge({part.sum, 0.}).sum;
+    all.sum = warp_sum(part.sum);
     return all;
   }
 };
@@ -81,34 +94,40 @@ struct Alternative {
   uint32_t id;
 };
 
+// What each warp, then each block of the cluster found.
+template <typename Part, int kBlocks>
+struct Parts {
+  Part warps[kWarps], blocks[kBlocks];
+};
+
 template <int kBlocks>
 struct Shared {
   Selection<kBlocks, kThreads> selection;
-  // What each warp, then each block of the cluster found.
-  Logits warp_logits[kWarps], logits[kBlocks];
-  Moments warp_moments[kWarps], moments[kBlocks];
-  Winner warp_winners[kWarps], winners[kBlocks];
+  Parts<Logits, kBlocks> logits;
+  Parts<Live, kBlocks> live;
+  Parts<Moments, kBlocks> moments;
+  Parts<Winner, kBlocks> winners;
+  uint32_t n_gathered;
   uint32_t n_alternatives;
   Alternative alternatives[KV_MAX_TOP_N];
 };
 
-// Merges parts over the cluster, in a fixed order; every thread gets the result.
-template <int kBlocks, typename Part>
-__device__ Part merge(const Part &mine, Part *warps, Part *blocks) {
-  using Blocks = Cluster<kBlocks>;
+// Merges parts over the scope, in a fixed order; every thread gets the result.
+template <typename Scope, typename Part, int kBlocks, typename... Args>
+__device__ Part merge(const Part &mine, Parts<Part, kBlocks> &parts, Args... args) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const Part of_warp = Part::warp_merge(mine);
-  if (lane == 0) warps[warp] = of_warp;
+  const Part of_warp = Part::warp_merge(mine, args...);
+  if (lane == 0) parts.warps[warp] = of_warp;
   __syncthreads();
   if (warp == 0) {
-    const Part of_block = Part::warp_merge(lane < kWarps ? warps[lane] : Part::none());
-    if (lane < kBlocks) *Blocks::of(&blocks[Blocks::rank()], lane) = of_block;
+    const Part of_block = Part::warp_merge(lane < kWarps ? parts.warps[lane] : Part::none(), args...);
+    if (lane < Scope::kSize) *Scope::of(&parts.blocks[Scope::rank()], lane) = of_block;
   }
-  Blocks::sync();
-  return Part::warp_merge(lane < kBlocks ? blocks[lane] : Part::none());
+  Scope::sync();
+  return Part::warp_merge(lane < Scope::kSize ? parts.blocks[lane] : Part::none(), args...);
 }
 
-// ---- stages ----
+// ---- before the choice ----
 
 // Starts the copying of a block's part of a row to shared memory; a thread copies what it will read.
 __device__ void copy_async(const Slice<true> &slice, const float *row) {
@@ -142,104 +161,188 @@ __device__ void bias(const Slice &slice, const kv_sample_params &p, const kv_dra
   if (!watermark && !penalise) return;
   const GreenList greens(static_cast<uint16_t *>(scratch), p.vocab, sampling.watermark_gamma, draft.previous);
   __syncthreads();
-  const uint32_t *counts = p.counts + static_cast<int64_t>(draft.lane) * p.vocab;
+  const uint32_t *counts = p.counts + static_cast<int64_t>(draft.lane) * p.vocab + slice.first;
+  const bool aligned = reinterpret_cast<uintptr_t>(counts) % 16 == 0;
   const float context_len = penalise ? static_cast<float>(p.context_lens[draft.lane]) : 1.f;
-  slice.each([&](uint32_t at, uint32_t id, float4 group) {
-    float logits[4] = {group.x, group.y, group.z, group.w};
+  // Counts of several groups are under way at once.
+  constexpr uint32_t kBatch = 4;
+  for (uint32_t start = 4 * threadIdx.x; start < slice.n; start += kBatch * 4 * kThreads) {
+    uint4 seen[kBatch] = {};
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      if (at + i >= slice.n) break;
-      if (watermark && greens.contains(id + i)) logits[i] += sampling.watermark_delta;
-      const uint32_t count = penalise ? counts[id + i] : 0;
-      if (count == 0) continue;
-      if (repetition != 1.f) {
-        logits[i] = logits[i] < 0.f ? __fmul_rn(logits[i], repetition) : logits[i] / repetition;
+    for (uint32_t j = 0; j < kBatch; ++j) {
+      const uint32_t at = start + j * 4 * kThreads;
+      if (!penalise || at >= slice.n) continue;
+      if (aligned && at + 4 <= slice.n) {
+        seen[j] = *reinterpret_cast<const uint4 *>(counts + at);
+      } else {
+        seen[j].x = counts[at];
+        if (at + 1 < slice.n) seen[j].y = counts[at + 1];
+        if (at + 2 < slice.n) seen[j].z = counts[at + 2];
+        if (at + 3 < slice.n) seen[j].w = counts[at + 3];
       }
-      if (frequency != 0.f) logits[i] -= __fmul_rn(frequency, static_cast<float>(count)) / context_len;
     }
-    slice.store(at, make_float4(logits[0], logits[1], logits[2], logits[3]));
-  });
+#pragma unroll
+    for (uint32_t j = 0; j < kBatch; ++j) {
+      const uint32_t at = start + j * 4 * kThreads;
+      if (at >= slice.n || !(watermark || (seen[j].x | seen[j].y | seen[j].z | seen[j].w) != 0)) continue;
+      const float4 group = slice.load(at);
+      float logits[4] = {group.x, group.y, group.z, group.w};
+      const uint32_t group_counts[4] = {seen[j].x, seen[j].y, seen[j].z, seen[j].w};
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        if (watermark && at + i < slice.n && greens.contains(slice.first + at + i)) {
+          logits[i] += sampling.watermark_delta;
+        }
+        if (group_counts[i] == 0) continue;
+        if (repetition != 1.f) {
+          logits[i] = logits[i] < 0.f ? __fmul_rn(logits[i], repetition) : logits[i] / repetition;
+        }
+        if (frequency != 0.f) {
+          logits[i] -= __fmul_rn(frequency, static_cast<float>(group_counts[i])) / context_len;
+        }
+      }
+      slice.store(at, make_float4(logits[0], logits[1], logits[2], logits[3]));
+    }
+  }
 }
 
-// Whether a stage after the penalties changes the distribution.
-__device__ bool warps(const kv_sampling &sampling) {
-  return sampling.temperature != 1.f || sampling.top_k != 0 || sampling.top_p < 1.f || sampling.typical_p < 1.f;
+// Scores: logits from the largest down, so that no temperature overflows, divided by the temperature.
+struct Scores {
+  float max;
+  float temperature;
+  float reciprocal;  // 1 / temperature
+  bool plain;        // Whether the quotient is to be left to the division.
+
+  __device__ __forceinline__ Scores(float max, float temperature)
+      : max(max),
+        temperature(temperature),
+        reciprocal(1.f / temperature),
+        plain(!(temperature > 0x1p-60f && temperature < 0x1p60f)) {}
+
+  // Rounded like the division: a quotient corrected by its exact remainder (Markstein, 1990).
+  __device__ __forceinline__ float divide(float x) const {
+    if (temperature == 1.f) return x;
+    if (plain) return x / temperature;
+    const float quotient = x * reciprocal;
+    const float corrected = fmaf(fmaf(-quotient, temperature, x), reciprocal, quotient);
+    return quotient == -kInfinity ? quotient : corrected;
+  }
+
+  __device__ __forceinline__ float operator()(float logit) const { return divide(logit - max); }
+};
+
+// ---- stages ----
+
+// Whether top-k, top-p or typical-p may rule candidates out.
+__device__ bool filters(const kv_sampling &sampling) {
+  return sampling.top_k != 0 || sampling.top_p < 1.f || sampling.typical_p < 1.f;
 }
 
-// The most that may be dropped of a mass so that `p` of it stays, and the likeliest in any case.
-__device__ uint64_t tail(uint64_t mass, float p) {
-  const uint64_t bound = __double2ull_rd((1. - static_cast<double>(p)) * static_cast<double>(mass));
-  return min(bound, mass - 1);
+// The most that may be dropped so that `p` of the mass `whole` stays, and the likeliest in any case; of this, `total` has
+// not been dropped before.
+__device__ uint64_t tail(uint64_t whole, uint64_t total, float p) {
+  const uint64_t bound = __double2ull_rd((1. - static_cast<double>(p)) * static_cast<double>(whole));
+  const uint64_t dropped = whole > total ? whole - total : 0;
+  return min(bound > dropped ? bound - dropped : 0, total - 1);
 }
 
-// Drops what top-k, top-p and typical-p rule out of the scores, the least of which is `least`.
-template <int kBlocks, typename Slice>
-__device__ Filter warp_scores(const Slice &slice, const kv_sampling &sampling, float least, Shared<kBlocks> &shared) {
-  Filter filter = Filter::all();
+// Drops so many of the candidates with the lowest score, those with the highest ids.
+template <typename Scope, typename Pool, int kBlocks>
+__device__ void drop_ties(Pool &pool, uint64_t n, Filter &filter, Shared<kBlocks> &shared) {
+  if (n == 0) return;
   Selected selected;
-  if (sampling.top_k != 0) {
-    const uint64_t k = sampling.top_k;
-    const auto excess = [=](uint64_t n) { return n > k ? n - k : n; };
-    if (shared.selection.select(slice, ByScore(filter, least), Count(), excess, &selected)) {
-      filter.lowest = least = unordered(selected.key);
-    }
-  }
-  if (sampling.top_p < 1.f) {
-    const auto bound = [&](uint64_t mass) { return tail(mass, sampling.top_p); };
-    if (shared.selection.select(slice, ByScore(filter, least), Mass(), bound, &selected)) {
-      filter.lowest = least = unordered(selected.key);
-      drop_ties(slice, selected.rest / Mass()(least), filter, shared);
-    }
-  }
-  if (sampling.typical_p < 1.f) {
-    Moments mine = Moments::none();
-    slice.each([&](uint32_t, uint32_t id, float4 group) {
-      const float scores[4] = {group.x, group.y, group.z, group.w};
-      float sum = 0.f, first = 0.f;
+  const auto bound = [=](uint64_t) { return n; };
+  shared.selection.template select<Scope>(pool, ById(filter, filter.lowest), Count(), bound, &selected);
+  filter.cut = kMaxVocab - selected.key;
+}
+
+// Drops all but the most typical candidates.
+template <typename Scope, typename Pool, int kBlocks>
+__device__ Filter typical(Pool &pool, float p, Filter filter, Shared<kBlocks> &shared) {
+  Moments mine = Moments::none();
+  pool.each([&](uint32_t id, float4 group) {
+    const float scores[4] = {group.x, group.y, group.z, group.w};
+    float sum = 0.f, first = 0.f;
+    bool any = false;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (!filter.keeps(scores[i], id + i)) continue;
-        const float weight = expf(scores[i]);
-        sum += weight;
-        first = fmaf(weight, scores[i], first);
-      }
-      mine.sum += sum;
-      mine.first += first;
-    });
-    const Moments all = merge<kBlocks>(mine, shared.warp_moments, shared.moments);
-    // −ln p(x) less the entropy is E[score] − score.
-    filter.centre = all.first / all.sum;
-    const double reach = fmin(fmax(filter.centre - least, -filter.centre), 64.);
-    filter.scale = reach > 0. ? Filter::kFar / reach : 0.;
-    filter.typical = true;
-    const auto bound = [&](uint64_t mass) { return tail(mass, sampling.typical_p); };
-    if (shared.selection.select(slice, ByTypicality(filter), Mass(), bound, &selected)) {
-      filter.farthest = Filter::kFar - selected.key;
+    for (int i = 0; i < 4; ++i) {
+      if (!filter.keeps(scores[i], id + i)) continue;
+      const float weight = Mass::weight(scores[i]);
+      sum += weight;
+      first = fmaf(weight, -scores[i], first);
+      any = true;
     }
+    mine.sum += Mass::units(sum);
+    mine.first += Mass::units(first);
+    return any;
+  });
+  const Moments all = merge<Scope>(mine, shared.moments);
+  // −ln p(x) less the entropy is E[score] − score.
+  const double centre = -static_cast<double>(all.first) / static_cast<double>(all.sum);
+  // What is farther below the centre than any is above, and less in all than may be dropped, is among what is dropped.
+  const double least = log((1. - p) * static_cast<double>(all.sum) * 0x1p-44 / kMaxVocab);
+  const float lowest = static_cast<float>(fmin(least, 2. * centre)) - 0.01f;
+  if (lowest > filter.lowest) filter = Filter::from(lowest);
+  const ByTypicality order(filter, centre, fmax(filter.lowest, centre - 32.));
+  const auto bound = [&](uint64_t total) { return tail(all.sum, total, p); };
+  Selected selected;
+  if (shared.selection.template select<Scope>(pool, order, Mass(), bound, &selected)) {
+    filter = order.typical(selected.key);
   }
   return filter;
 }
 
-// Drops so many of the candidates with the lowest score, those with the highest ids.
-template <int kBlocks, typename Slice>
-__device__ void drop_ties(const Slice &slice, uint64_t n, Filter &filter, Shared<kBlocks> &shared) {
+// What is known of the bounds before the stages: candidates of interest are those from `lowest` up.
+struct Narrowed {
+  float lowest;
+  uint64_t whole;  // The mass of all candidates, where top-p comes first; else 0.
+  bool known;      // Whether top-p is known to stop within these keys.
+  Coarse top_p;
+};
+
+// Drops what top-k, top-p and typical-p rule out.
+template <typename Scope, typename Pool, int kBlocks>
+__device__ Filter warp_scores(Pool &pool, const kv_sampling &sampling, const Narrowed &narrowed,
+                              Shared<kBlocks> &shared) {
+  Filter filter = Filter::from(narrowed.lowest);
   Selected selected;
-  if (n == 0) return;
-  shared.selection.select(slice, ById(filter, filter.lowest), Count(), [=](uint64_t) { return n; }, &selected);
-  filter.cut = kMaxVocab - selected.key;
+  if (sampling.top_k != 0) {
+    const uint64_t k = sampling.top_k;
+    const auto excess = [=](uint64_t n) { return n > k ? n - k : n; };
+    if (shared.selection.template select<Scope>(pool, ByScore(filter), Count(), excess, &selected)) {
+      filter = Filter::from(unordered(selected.key));
+    }
+  }
+  if (sampling.top_p < 1.f) {
+    const uint64_t whole = narrowed.whole;
+    const auto bound = [=](uint64_t total) { return tail(whole != 0 ? whole : total, total, sampling.top_p); };
+    const ByScore order(filter);
+    bool found = narrowed.known;
+    if (found) {
+      selected = shared.selection.template refine<Scope>(pool, order, Mass(), narrowed.top_p);
+    } else {
+      found = shared.selection.template select<Scope>(pool, order, Mass(), bound, &selected);
+    }
+    if (found) {
+      filter = Filter::from(unordered(selected.key));
+      drop_ties<Scope>(pool, selected.rest / Mass()(filter.lowest), filter, shared);
+    }
+  }
+  if (sampling.typical_p < 1.f) filter = typical<Scope>(pool, sampling.typical_p, filter, shared);
+  return filter;
 }
 
 // Arg-max, or an exponential race: the largest p / e with e from the exponential distribution is a draw from p.
-template <int kBlocks, typename Slice>
-__device__ Winner choose(const Slice &slice, const kv_sampling &sampling, uint32_t position, const Filter &filter,
+template <typename Scope, typename Pool, int kBlocks>
+__device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t position, const Filter &filter,
                          Shared<kBlocks> &shared) {
   Winner mine = Winner::none();
-  slice.each([&](uint32_t, uint32_t id, float4 group) {
+  pool.each([&](uint32_t id, float4 group) {
     const float scores[4] = {group.x, group.y, group.z, group.w};
     bool keeps[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) keeps[i] = filter.keeps(scores[i], id + i);
-    if (!keeps[0] && !keeps[1] && !keeps[2] && !keeps[3]) return;
+    if (!keeps[0] && !keeps[1] && !keeps[2] && !keeps[3]) return false;
     uint4 block = {};
     if (sampling.draw) block = draw_words(sampling.seed, position, id / 4);
     const uint32_t words[4] = {block.x, block.y, block.z, block.w};
@@ -247,43 +350,72 @@ __device__ Winner choose(const Slice &slice, const kv_sampling &sampling, uint32
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (!keeps[i]) continue;
-      sum += expf(scores[i]);
-      const uint32_t key = ordered(sampling.draw ? scores[i] - logf(exponential(words[i])) : scores[i]);
-      if (key > mine.key) {
-        mine.key = key;
-        mine.id = id + i;
-        mine.score = scores[i];
-      }
+      sum += Mass::weight(scores[i]);
+      mine.add(ordered(sampling.draw ? scores[i] - logf(exponential(words[i])) : scores[i]), id + i, scores[i]);
     }
-    mine.sum += sum;
+    mine.sum += Mass::units(sum);
+    return true;
   });
-  return merge<kBlocks>(mine, shared.warp_winners, shared.winners);
+  return merge<Scope>(mine, shared.winners);
 }
 
-// The n likeliest candidates, likeliest first, ties by the lowest id; written by the first block. Returns their number.
-template <int kBlocks, typename Slice>
-__device__ uint32_t report(const Slice &slice, Filter filter, uint32_t n, float least, double log_sum,
-                           kv_alternative *out, Shared<kBlocks> &shared) {
-  using Blocks = Cluster<kBlocks>;
+// The race where nothing is ruled out, over logits. Few can beat the likeliest, and most are told from those by a bound.
+template <typename Scope, typename Slice, int kBlocks>
+__device__ Winner race(const Slice &slice, const Scores &scores, uint32_t likeliest, const kv_sampling &sampling,
+                       uint32_t position, Shared<kBlocks> &shared) {
+  const auto words_of = [&](uint32_t id) { return draw_words(sampling.seed, position, id / 4); };
+  const float rate = kLog2e * scores.reciprocal;
+  const uint4 first = words_of(likeliest);
+  const uint32_t of_likeliest = likeliest % 4 == 0   ? first.x
+                                : likeliest % 4 == 1 ? first.y
+                                : likeliest % 4 == 2 ? first.z
+                                                     : first.w;
+  float bar = -logf(exponential(of_likeliest));
+  Winner mine = Winner::none();
+  slice.all([&](uint32_t, uint32_t id, float4 group) {
+    const float logits[4] = {group.x, group.y, group.z, group.w};
+    const uint4 block = words_of(id);
+    const uint32_t words[4] = {block.x, block.y, block.z, block.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // An exponential draw is above its uniform one, so it wins only if that is at most exp(score − bar).
+      const float limit = exp2f(fmaf(logits[i] - scores.max, rate, -bar * kLog2e));
+      const float uniform = __uint_as_float(0x3f800000u | words[i] >> 9);
+      if (uniform > fmaf(limit, 1.001f, 1.f + 0x1p-22f)) continue;
+      const float score = scores(logits[i]);
+      const float value = score - logf(exponential(words[i]));
+      mine.add(ordered(value), id + i, score);
+      bar = fmaxf(bar, value);
+    }
+  });
+  return merge<Scope>(mine, shared.winners);
+}
+
+// The n likeliest candidates, likeliest first, ties by the lowest id; written by the first block, which gets their
+// number.
+template <typename Scope, typename Pool, int kBlocks>
+__device__ uint32_t report(Pool &pool, Filter filter, uint32_t n, double log_sum, kv_alternative *out,
+                           Shared<kBlocks> &shared) {
   Selected selected;
   const auto excess = [=](uint64_t candidates) { return candidates > n ? candidates - n : candidates; };
-  const float lowest = fmaxf(filter.lowest, least);
-  if (shared.selection.select(slice, ByScore(filter, lowest), Count(), excess, &selected)) {
-    filter.cut = filter.lowest == unordered(selected.key) ? filter.cut : kMaxVocab;
-    filter.lowest = unordered(selected.key);
-    drop_ties(slice, selected.rest, filter, shared);
+  if (shared.selection.template select<Scope>(pool, ByScore(filter), Count(), excess, &selected)) {
+    const float lowest = unordered(selected.key);
+    if (filter.lowest != lowest) filter.cut = kMaxVocab;
+    filter.lowest = lowest;
+    drop_ties<Scope>(pool, selected.rest, filter, shared);
   }
-  uint32_t *n_found = Blocks::of(&shared.n_alternatives, 0);
-  Alternative *found = Blocks::of(shared.alternatives, 0);
-  slice.each([&](uint32_t, uint32_t id, float4 group) {
+  uint32_t *n_found = Scope::of(&shared.n_alternatives, 0);
+  Alternative *found = Scope::of(shared.alternatives, 0);
+  pool.each([&](uint32_t id, float4 group) {
     const float scores[4] = {group.x, group.y, group.z, group.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (filter.keeps(scores[i], id + i)) found[atomicAdd(n_found, 1)] = {scores[i], id + i};
     }
+    return true;
   });
-  Blocks::sync();
-  if (Blocks::rank() != 0) return 0;
+  Scope::sync();
+  if (Scope::rank() != 0) return 0;
   n = shared.n_alternatives;
   if (threadIdx.x < n) {
     const Alternative mine = shared.alternatives[threadIdx.x];
@@ -311,9 +443,38 @@ __device__ void conclude(const kv_sample_params &p, const kv_draft &draft, const
   }
 }
 
+// The stages over a pool that holds the candidates of interest. Without filters, `winner` and `log_sum` are known.
+template <typename Scope, typename Pool, int kBlocks>
+__device__ void finish(Pool &pool, const kv_sample_params &p, const kv_draft &draft, const kv_sampling &sampling,
+                       const Narrowed &narrowed, Winner winner, double log_sum, Shared<kBlocks> &shared) {
+  Filter filter = Filter::from(narrowed.lowest);
+  if (filters(sampling)) {
+    filter = warp_scores<Scope>(pool, sampling, narrowed, shared);
+    winner = choose<Scope>(pool, sampling, draft.position, filter, shared);
+    log_sum = log(static_cast<double>(winner.sum) * 0x1p-44);
+  }
+  uint32_t n_top = min(sampling.top_n, static_cast<uint32_t>(KV_MAX_TOP_N));
+  if (n_top > 0) {
+    kv_alternative *out = p.tops + static_cast<int64_t>(draft.result) * KV_MAX_TOP_N;
+    n_top = report<Scope>(pool, filter, n_top, log_sum, out, shared);
+  }
+  if (Scope::rank() == 0 && threadIdx.x == 0) {
+    conclude(p, draft, sampling, {winner.id, static_cast<float>(winner.score - log_sum), 0, n_top});
+  }
+}
+
+// Groups that the first block can hold, one a thread, and that fit in the scratch on their way.
+constexpr uint32_t kHeld = 400;
+struct Gathered {
+  float4 scores[kHeld];
+  uint32_t ids[kHeld];
+};
+static_assert(kHeld <= kThreads && sizeof(Gathered) <= Selection<1, kThreads>::kScratchBytes, "");
+
 template <int kBlocks>
 __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, float *values) {
   using Blocks = Cluster<kBlocks>;
+  using Alone = Cluster<1>;
   constexpr bool kShared = kBlocks > 1;
   grid_wait();
   const uint32_t row_index = blockIdx.x / kBlocks;
@@ -323,12 +484,12 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
   Blocks::arrive();
   const kv_sampling sampling = p.lanes[draft.lane];
   const bool first_thread = Blocks::rank() == 0 && threadIdx.x == 0;
-  if (threadIdx.x == 0) shared.n_alternatives = 0;
+  if (threadIdx.x == 0) shared.n_gathered = shared.n_alternatives = 0;
 
   float *row = p.logits + row_index * p.stride;
   const uint32_t ids = slice_ids(p.vocab, kBlocks);
   const uint32_t first = min(Blocks::rank() * ids, static_cast<uint32_t>(p.vocab));
-  const Slice<kShared> slice = {kShared ? values : row, first, min(ids, p.vocab - first)};
+  Slice<kShared> slice = {kShared ? values : row, first, min(ids, p.vocab - first), 0};
   if constexpr (kShared) {
     copy_async(slice, row);
     copy_wait();
@@ -336,38 +497,76 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
   bias(slice, p, draft, sampling, shared.selection.scratch());
   grid_launch_dependents();
 
+  const float rate = fminf(kLog2e / sampling.temperature, 1e37f);
   Logits mine = Logits::none();
-  slice.each([&](uint32_t, uint32_t id, float4 group) { mine.add(id, group); });
+  slice.all([&](uint32_t, uint32_t id, float4 group) { mine.summary.add(id, group, rate); });
+  if (mine.summary.max > -kInfinity) mine.least = mine.summary.max;
   Blocks::wait();
-  const Logits logits = merge<kBlocks>(mine, shared.warp_logits, shared.logits);
+  const Logits logits = merge<Blocks>(mine, shared.logits, rate);
   const Summary &summary = logits.summary;
   if (!summary.valid()) {
     if (first_thread) conclude(p, draft, sampling, {0, 0.f, 1, 0});
     return;
   }
-  if (!sampling.draw && sampling.top_n == 0 && !warps(sampling)) {
-    if (first_thread) conclude(p, draft, sampling, {summary.argmax, -logf(summary.sum), 0, 0});
-    return;
+  const Scores scores(summary.max, sampling.temperature);
+  const bool filtered = filters(sampling);
+  Winner winner = Winner::none();
+  winner.id = summary.argmax;
+  const float log_sum = logf(summary.sum);
+  if (!filtered) {
+    if (sampling.draw) winner = race<Blocks>(slice, scores, summary.argmax, sampling, draft.position, shared);
+    if (sampling.top_n == 0) {
+      if (first_thread) conclude(p, draft, sampling, {winner.id, winner.score - log_sum, 0, 0});
+      return;
+    }
   }
 
-  // From the largest down, so that no temperature overflows.
-  const float temperature = sampling.temperature;
-  const auto score = [&](float logit) { return (logit - summary.max) / temperature; };
-  slice.each([&](uint32_t at, uint32_t, float4 x) {
-    slice.store(at, make_float4(score(x.x), score(x.y), score(x.z), score(x.w)));
+  // Which logits, less the largest, are of interest. As many threads as are wanted have one at least as large as that.
+  float edge = Filter::kLowest;
+  const uint32_t likeliest = filtered ? sampling.top_k : sampling.top_n;
+  const bool by_mass = filtered && sampling.top_k == 0 && sampling.top_p < 1.f;
+  if (likeliest != 0) {
+    Held largest = {1, first, make_float4(mine.summary.max - summary.max, -kInfinity, -kInfinity, -kInfinity)};
+    const ByScore order(Filter::from(fmaxf(logits.least - summary.max, edge)));
+    const auto excess = [=](uint64_t n) { return n > likeliest ? n - likeliest : n; };
+    Coarse coarse;
+    if (shared.selection.template first_digit<Blocks>(largest, order, Count(), excess, &coarse)) {
+      edge = unordered(coarse.keys.low) * 1.000002f;  // Quotients by the temperature may be equal where logits are not.
+    }
+  } else if (by_mass) {
+    // All that is below this is less than top-p drops.
+    const float dropped = logf((1.f - sampling.top_p) / p.vocab) + log_sum - 0.01f;
+    edge = fmaxf(edge, dropped * sampling.temperature);
+  }
+  slice.convert(summary.max, edge, scores);
+  Narrowed narrowed = {fmaxf(scores.divide(edge), Filter::kLowest), 0, false, {}};
+  if (by_mass) {
+    const uint64_t whole = narrowed.whole = Mass::units(summary.sum);
+    const auto bound = [=](uint64_t total) { return tail(whole, total, sampling.top_p); };
+    const ByScore order(Filter::from(narrowed.lowest));
+    narrowed.known = shared.selection.template first_digit<Blocks>(slice, order, Mass(), bound, &narrowed.top_p);
+    narrowed.lowest = fmaxf(narrowed.lowest, unordered(narrowed.top_p.keys.low));
+    slice.each([&](uint32_t, float4 group) { return largest_of(group) >= narrowed.lowest; });
+  }
+  // The first block goes on alone where the rest is little.
+  const Live live = merge<Blocks>(Live{slice.live_groups()}, shared.live);
+  if (live.groups > kHeld) {
+    finish<Blocks>(slice, p, draft, sampling, narrowed, winner, log_sum, shared);
+    return;
+  }
+  auto *gathered = static_cast<Gathered *>(shared.selection.scratch());
+  slice.each([&](uint32_t id, float4 group) {
+    const uint32_t at = atomicAdd(Blocks::of(&shared.n_gathered, 0), 1);
+    Blocks::of(gathered, 0)->scores[at] = group;
+    Blocks::of(gathered, 0)->ids[at] = id;
+    return true;
   });
-  const float least = fmaxf(score(logits.least), Filter::all().lowest);
-  const Filter filter = warp_scores(slice, sampling, least, shared);
-  const Winner winner = choose(slice, sampling, draft.position, filter, shared);
-  const double log_sum = log(winner.sum);
-  uint32_t n_top = min(sampling.top_n, static_cast<uint32_t>(KV_MAX_TOP_N));
-  if (n_top > 0) {
-    kv_alternative *out = p.tops + static_cast<int64_t>(draft.result) * KV_MAX_TOP_N;
-    n_top = report(slice, filter, n_top, least, log_sum, out, shared);
-  }
-  if (first_thread) {
-    conclude(p, draft, sampling, {winner.id, static_cast<float>(winner.score - log_sum), 0, n_top});
-  }
+  Blocks::sync();
+  if (Blocks::rank() != 0) return;
+  Held held = {};
+  if (threadIdx.x < shared.n_gathered) held = {1, gathered->ids[threadIdx.x], gathered->scores[threadIdx.x]};
+  __syncthreads();
+  finish<Alone>(held, p, draft, sampling, narrowed, winner, log_sum, shared);
 }
 
 __global__ void KV_CLUSTER_DIMS(kClusterBlocks) __launch_bounds__(kThreads, kBlocksPerSm)

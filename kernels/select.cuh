@@ -1,7 +1,7 @@
 // Finds a bound in a row of scores without sorting it: which of the least are to be dropped, by number or by mass.
 //
-// A radix selection from the top digit down, where the digits are bins of a histogram in shared memory. Masses are added as
-// integers, so that the order of additions does not matter and equal rows give equal results.
+// A radix selection from the top digit down, where the digits are bins of a histogram in shared memory. Masses are added
+// as integers, so that the order of additions does not matter and equal rows give equal results.
 #pragma once
 
 #include "cluster.cuh"
@@ -15,13 +15,20 @@ constexpr uint32_t kMaxVocab = 1u << 18;
 constexpr int kBinBits = 10;
 constexpr int kBins = 1 << kBinBits;
 
-// What a block holds of a row: scores of consecutive ids, in groups of four. A thread touches only groups of its own, so
-// passes need no barrier between them. Ids from the end of the row to the end of a group have −∞.
+__device__ __forceinline__ float largest_of(float4 x) { return fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w)); }
+
+// ---- pools: where candidates are found, in groups of four consecutive ids ----
+
+// What a block holds of a row. A thread touches only groups of its own, so passes need no barrier between them. Ids from
+// the end of the row to the end of a group have −∞.
 template <bool kShared>
 struct Slice {
   float *values;   // Shared memory, whole groups; or the row itself.
   uint32_t first;  // Id of the first, a multiple of four.
   uint32_t n;      // Ids.
+  uint32_t live;   // A bit for every kPerBit groups of this thread: whether candidates are among them.
+
+  static constexpr uint32_t kPerBit = kShared ? 1 : 4;
 
   __device__ __forceinline__ float4 load(uint32_t at) const {
     if constexpr (kShared) return *reinterpret_cast<const float4 *>(values + at);
@@ -40,33 +47,67 @@ struct Slice {
     }
   }
 
-  // Calls body(place, first id, scores) for each group of this thread, by ascending id.
+  // Calls body(place, first id, numbers) for each group of this thread, by ascending id.
   template <typename Body>
-  __device__ __forceinline__ void each(const Body &body) const {
+  __device__ __forceinline__ void all(const Body &body) const {
+#pragma unroll 2
     for (uint32_t at = 4 * threadIdx.x; at < n; at += 4 * blockDim.x) body(at, first + at, load(at));
+  }
+
+  // Groups live whose largest logit, less `max`, is at least `edge`; theirs become scores.
+  template <typename Scores>
+  __device__ __forceinline__ void convert(float max, float edge, const Scores &score) {
+    live = 0;
+    uint32_t i = 0;
+    for (uint32_t at = 4 * threadIdx.x; at < n; at += 4 * blockDim.x, ++i) {
+      const float4 x = load(at);
+      const bool lives = largest_of(x) - max >= edge;
+      if (lives) live |= 1u << (i / kPerBit);
+      if (lives || kPerBit > 1) store(at, make_float4(score(x.x), score(x.y), score(x.z), score(x.w)));
+    }
+  }
+
+  // Calls body(first id, scores), which tells whether candidates are among them, for each live group.
+  template <typename Body>
+  __device__ __forceinline__ void each(const Body &body) {
+    for (uint32_t bits = live; bits != 0; bits &= bits - 1) {
+      const uint32_t bit = __ffs(bits) - 1;
+      bool lives = false;
+      for (uint32_t i = bit * kPerBit; i < (bit + 1) * kPerBit; ++i) {
+        const uint32_t at = 4 * (threadIdx.x + i * blockDim.x);
+        if (at < n && body(first + at, load(at))) lives = true;
+      }
+      if (!lives) live &= ~(1u << bit);
+    }
+  }
+
+  __device__ __forceinline__ uint32_t live_groups() const { return __popc(live) * kPerBit; }
+};
+
+// At most one group a thread.
+struct Held {
+  uint32_t live;
+  uint32_t id;
+  float4 scores;
+
+  template <typename Body>
+  __device__ __forceinline__ void each(const Body &body) {
+    if (live != 0 && !body(id, scores)) live = 0;
   }
 };
 
 // Which candidates stay.
 struct Filter {
   float lowest;   // Scores above it,
-  uint32_t cut;   // and of those equal to it the ids below this one.
-  bool typical;   // Of these, where set, only scores whose distance from `centre`
-  double centre;
-  double scale;   // in units of 1 / scale
-  uint32_t farthest;  // is at most this.
+  uint32_t cut;   // and of those equal to it the ids below this one,
+  float highest;  // unless they are above this.
 
-  static constexpr uint32_t kFar = (1u << 30) - 1;
+  static constexpr float kLowest = -3.402823466e38f;
 
-  __device__ __forceinline__ static Filter all() { return {-3.402823466e38f, kMaxVocab, false, 0., 0., kFar}; }
-
-  __device__ __forceinline__ uint32_t distance(float score) const {
-    return min(__double2uint_rz(fabs(score - centre) * scale), kFar);
-  }
+  __device__ __forceinline__ static Filter from(float lowest) { return {lowest, kMaxVocab, 0.f}; }
 
   __device__ __forceinline__ bool keeps(float score, uint32_t id) const {
-    if (!(score > lowest || (score == lowest && id < cut))) return false;
-    return !typical || distance(score) <= farthest;
+    return (score > lowest || (score == lowest && id < cut)) && score <= highest;
   }
 };
 
@@ -76,12 +117,11 @@ struct Keys {
   uint32_t low, high;  // The least and the greatest that a bin may hold.
 };
 
-// By score; −∞ < lowest ≤ score ≤ 0.
+// By score, at most 0. Those below −40, which weigh nothing, share a bin, so that the others get finer ones.
 class ByScore {
  public:
-  // Scores below −40, which weigh nothing, share a bin: the others get finer ones.
-  __device__ __forceinline__ ByScore(const Filter &filter, float lowest)
-      : filter_(filter), lowest_(lowest), scale_((kBins - 1) / fmaxf(fminf(-lowest, 40.f), 1e-30f)) {}
+  __device__ __forceinline__ explicit ByScore(const Filter &filter)
+      : filter_(filter), scale_((kBins - 1) / fmaxf(fminf(-filter.lowest, 40.f), 1e-30f)) {}
 
   __device__ __forceinline__ bool has(float score, uint32_t id) const { return filter_.keeps(score, id); }
   __device__ __forceinline__ uint32_t key(float score, uint32_t) const { return ordered(score); }
@@ -93,7 +133,7 @@ class ByScore {
   }
 
   __device__ Keys keys(uint32_t bin) const {
-    Keys keys = {ordered(lowest_), ordered(0.f)};
+    Keys keys = {ordered(filter_.lowest), ordered(0.f)};
     // The edges to within a float, then exactly.
     const double width = 1. / scale_, centre = (static_cast<double>(bin) - (kBins - 1)) * width;
     if (bin > 0) keys.low = max(keys.low, ordered(__double2float_rd(centre - 0.5 * width)) - 1);
@@ -103,28 +143,69 @@ class ByScore {
     return keys;
   }
 
+  // Whether a candidate's key may be one of these, without looking closely.
+  __device__ __forceinline__ bool near(float score, Keys keys) const {
+    return score >= unordered(keys.low) && score <= unordered(keys.high);
+  }
+
  private:
   Filter filter_;
-  float lowest_;
   float scale_;
 };
 
-// By distance from the typical score: the farthest first.
+// By distance from the typical score, in units of 1 / scale: the farthest first.
 class ByTypicality {
  public:
-  __device__ __forceinline__ explicit ByTypicality(const Filter &filter) : filter_(filter) {}
+  // Scores from `low` up have their own distances; those below weigh nothing.
+  __device__ __forceinline__ ByTypicality(const Filter &filter, double centre, double low)
+      : filter_(filter), centre_(centre), scale_(kFar / fmax(fmax(centre - low, -centre), 1e-20)) {}
 
   __device__ __forceinline__ bool has(float score, uint32_t id) const { return filter_.keeps(score, id); }
   __device__ __forceinline__ uint32_t key(float score, uint32_t) const {
-    return Filter::kFar - filter_.distance(score);
+    return kFar - min(__double2uint_rz(fabs(score - centre_) * scale_), kFar);
   }
-  __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> (30 - kBinBits); }
-  __device__ Keys keys(uint32_t bin) const {
-    return {bin << (30 - kBinBits), (bin << (30 - kBinBits)) + ((1u << (30 - kBinBits)) - 1)};
+  __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> kShift; }
+  __device__ Keys keys(uint32_t bin) const { return {bin << kShift, (bin << kShift) + ((1u << kShift) - 1)}; }
+
+  __device__ __forceinline__ bool near(float score, Keys keys) const {
+    constexpr float kError = 1024.f;  // Of the distance in f32.
+    const float distance = fabsf(score - static_cast<float>(centre_)) * static_cast<float>(scale_);
+    return distance >= kFar - keys.high - kError && distance <= kFar - keys.low + kError;
+  }
+
+  // The filter less the candidates with keys below this one: those of an interval stay. Called by whole warps.
+  __device__ Filter typical(uint32_t key_) const {
+    const uint32_t all_low = ordered(filter_.lowest), all_high = ordered(0.f);
+    const auto stays = [&](uint32_t score) { return key(unordered(score), 0) >= key_; };
+    const uint32_t low = warp_first(all_low, all_high, [&](uint32_t score) {
+      return unordered(score) >= centre_ || stays(score);
+    });
+    const uint32_t above = warp_first(low, all_high + 1, [&](uint32_t score) {
+      return score > all_high || (unordered(score) > centre_ && !stays(score));
+    });
+    return {unordered(low), low == all_low ? filter_.cut : kMaxVocab, unordered(above - 1)};
   }
 
  private:
+  // The least of low .. high for which `holds`; it does for all that follow, and for `high`.
+  template <typename Holds>
+  __device__ static uint32_t warp_first(uint32_t low, uint32_t high, const Holds &holds) {
+    while (low < high) {
+      const uint32_t step = (high - low) / kWarp + 1;
+      const uint32_t mine = low + min(threadIdx.x % kWarp * step, high - low);
+      const uint32_t holding = __ballot_sync(0xffffffffu, holds(mine));
+      const uint32_t first = holding != 0 ? __ffs(holding) - 1 : kWarp;
+      if (first < kWarp) high = low + min(first * step, high - low);
+      if (first > 0) low = min(low + (first - 1) * step + 1, high);
+    }
+    return low;
+  }
+
+  static constexpr uint32_t kFar = (1u << 30) - 1;
+  static constexpr int kShift = 30 - kBinBits;
   Filter filter_;
+  double centre_;
+  double scale_;
 };
 
 // Candidates of one score by id: the highest first.
@@ -136,12 +217,12 @@ class ById {
     return score == score_ && filter_.keeps(score, id);
   }
   __device__ __forceinline__ uint32_t key(float, uint32_t id) const { return kMaxVocab - 1 - id; }
-  __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> (18 - kBinBits); }
-  __device__ Keys keys(uint32_t bin) const {
-    return {bin << (18 - kBinBits), (bin << (18 - kBinBits)) + ((1u << (18 - kBinBits)) - 1)};
-  }
+  __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> kShift; }
+  __device__ Keys keys(uint32_t bin) const { return {bin << kShift, (bin << kShift) + ((1u << kShift) - 1)}; }
+  __device__ __forceinline__ bool near(float score, Keys) const { return score == score_; }
 
  private:
+  static constexpr int kShift = 18 - kBinBits;
   Filter filter_;
   float score_;
 };
@@ -149,12 +230,16 @@ class ById {
 // ---- weights ----
 
 struct Count {
+  using Sum = uint32_t;
   __device__ __forceinline__ uint32_t operator()(float) const { return 1; }
 };
 
 // exp(score) in units of 2^−44.
 struct Mass {
-  __device__ __forceinline__ uint64_t operator()(float score) const { return __float2ull_rn(expf(score) * 0x1p44f); }
+  using Sum = uint64_t;
+  __device__ __forceinline__ static float weight(float score) { return exp2_approx(score * kLog2e); }
+  __device__ __forceinline__ static uint64_t units(float weight) { return __float2ull_rn(weight * 0x1p44f); }
+  __device__ __forceinline__ uint64_t operator()(float score) const { return units(weight(score)); }
 };
 
 // ---- the selection ----
@@ -165,43 +250,85 @@ struct Selected {
   uint64_t rest;  // What may yet be dropped of it, by weight.
 };
 
-// Of a cluster of kBlocks blocks; in shared memory.
+// The same, to within some keys.
+struct Coarse {
+  Keys keys;
+  uint64_t rest;  // What may be dropped of them.
+};
+
+// In shared memory, for clusters of kBlocks blocks. Every thread of the scope, the cluster or one block of it, takes part
+// in a selection and gets its outcome.
 template <int kBlocks, int kThreads>
 class Selection {
  public:
-  // Drops candidates in the order while their weights add up to at most bound(sum of all weights). False, at every
-  // thread of the cluster: that is everyone or no one, so nothing is to be dropped.
-  template <typename Slice, typename Order, typename Weight, typename Bound>
-  __device__ bool select(const Slice &slice, const Order &order, const Weight &weight, const Bound &bound,
-                         Selected *selected) {
-    Crossing crossing;
-    clear();
-    add(slice, order, weight, [&](float score, uint32_t id, uint32_t *bin) {
-      *bin = order.bin(score, id);
-      return true;
-    });
-    if (!cross(bound, &crossing)) return false;
-    Keys keys = order.keys(crossing.bin);
-    while (keys.low < keys.high) {
-      const int shift = max(0, (32 - kBinBits) - __clz(keys.high - keys.low));
-      clear();
-      add(slice, order, weight, [&](float score, uint32_t id, uint32_t *bin) {
-        const uint32_t key = order.key(score, id);
-        *bin = (key - keys.low) >> shift;
-        return key >= keys.low && key <= keys.high;
-      });
-      const uint64_t rest = crossing.rest;
-      cross([=](uint64_t) { return rest; }, &crossing);
-      keys.low += crossing.bin << shift;
-      keys.high = min(keys.high, keys.low + ((1u << shift) - 1));
-    }
-    *selected = {keys.low, crossing.rest};
+  // Finds where to stop if candidates are dropped in the order while their weights add up to at most bound(sum of all
+  // weights). False: that is everyone or no one, so nothing is to be dropped.
+  template <typename Scope, typename Pool, typename Order, typename Weight, typename Bound>
+  __device__ bool select(Pool &pool, const Order &order, const Weight &weight, const Bound &bound, Selected *selected) {
+    Coarse coarse;
+    if (!first_digit<Scope>(pool, order, weight, bound, &coarse)) return false;
+    *selected = refine<Scope>(pool, order, weight, coarse);
     return true;
   }
 
+  // The first digit of that.
+  template <typename Scope, typename Pool, typename Order, typename Weight, typename Bound>
+  __device__ bool first_digit(Pool &pool, const Order &order, const Weight &weight, const Bound &bound, Coarse *coarse) {
+    clear();
+    pool.each([&](uint32_t id, float4 group) {
+      const float scores[4] = {group.x, group.y, group.z, group.w};
+      uint32_t bins[4];
+      bool in[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) in[i] = order.has(scores[i], id + i);
+      if (!in[0] && !in[1] && !in[2] && !in[3]) return false;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bins[i] = order.bin(scores[i], id + i);
+      add(scores, bins, in, weight);
+      return true;
+    });
+    Crossing crossing;
+    if (!cross<Scope, Weight>(bound, &crossing)) return false;
+    *coarse = {order.keys(crossing.bin), crossing.rest};
+    return true;
+  }
+
+  // The other digits.
+  template <typename Scope, typename Pool, typename Order, typename Weight>
+  __device__ Selected refine(Pool &pool, const Order &order, const Weight &weight, Coarse coarse) {
+    Keys &keys = coarse.keys;
+    while (keys.low < keys.high) {
+      const int shift = max(0, (32 - kBinBits) - __clz(keys.high - keys.low));
+      clear();
+      pool.each([&](uint32_t id, float4 group) {
+        const float scores[4] = {group.x, group.y, group.z, group.w};
+        bool in[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) in[i] = order.near(scores[i], keys);
+        if (!in[0] && !in[1] && !in[2] && !in[3]) return true;
+        uint32_t bins[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t key = order.key(scores[i], id + i);
+          in[i] = in[i] && key >= keys.low && key <= keys.high && order.has(scores[i], id + i);
+          bins[i] = (key - keys.low) >> shift;
+        }
+        add(scores, bins, in, weight);
+        return true;
+      });
+      const uint64_t rest = coarse.rest;
+      Crossing crossing;
+      cross<Scope, Weight>([=](uint64_t) { return rest; }, &crossing);
+      keys.low += crossing.bin << shift;
+      keys.high = min(keys.high, keys.low + ((1u << shift) - 1));
+      coarse.rest = crossing.rest;
+    }
+    return {keys.low, coarse.rest};
+  }
+
   // Shared memory that is free between selections.
-  __device__ void *scratch() { return low_; }
   static constexpr int kScratchBytes = 2 * kBins * sizeof(uint32_t);
+  __device__ void *scratch() { return low_; }
 
  private:
   static constexpr int kWarps = kThreads / kWarp;
@@ -228,46 +355,52 @@ class Selection {
     if (high != 0) atomicAdd(&high_[bin], high);
   }
 
-  template <typename Slice, typename Order, typename Weight, typename Bin>
-  __device__ __forceinline__ void add(const Slice &slice, const Order &order, const Weight &weight, const Bin &bin_of) {
-    slice.each([&](uint32_t, uint32_t id, float4 group) {
-      const float scores[4] = {group.x, group.y, group.z, group.w};
-      uint32_t bins[4];
-      bool in[4];
+  // Adds those of a group that are in.
+  template <typename Weight>
+  __device__ __forceinline__ void add(const float (&scores)[4], const uint32_t (&bins)[4], const bool (&in)[4],
+                                      const Weight &weight) {
+    // Flat rows would have every thread of a warp wait for the same bin four times.
+    if (in[0] && in[1] && in[2] && in[3] && bins[0] == bins[1] && bins[1] == bins[2] && bins[2] == bins[3]) {
+      add(bins[0], weight(scores[0]) + weight(scores[1]) + weight(scores[2]) + weight(scores[3]));
+      return;
+    }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) in[i] = bin_of(scores[i], id + i, &bins[i]) && order.has(scores[i], id + i);
-      // Flat rows would have every thread of a warp wait for the same bin four times.
-      if (in[0] && in[1] && in[2] && in[3] && bins[0] == bins[1] && bins[1] == bins[2] && bins[2] == bins[3]) {
-        add(bins[0], weight(scores[0]) + weight(scores[1]) + weight(scores[2]) + weight(scores[3]));
-        return;
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (in[i]) add(bins[i], weight(scores[i]));
-      }
-    });
+    for (int i = 0; i < 4; ++i) {
+      if (in[i]) add(bins[i], weight(scores[i]));
+    }
+  }
+
+  // A bin's weight in this block, or in that of the given rank.
+  template <typename Scope, typename Weight>
+  __device__ __forceinline__ uint64_t weight_of(uint32_t bin, uint32_t rank) {
+    uint64_t weight = *Scope::of(&low_[bin], rank);
+    if constexpr (sizeof(typename Weight::Sum) == 8) {
+      weight += static_cast<uint64_t>(*Scope::of(&high_[bin], rank)) << 32;
+    }
+    return weight;
   }
 
   // The bin at which the weights, added up from bin 0, first exceed the bound. False: they never do.
-  template <typename Bound>
+  template <typename Scope, typename Weight, typename Bound>
   __device__ bool cross(const Bound &bound_of, Crossing *crossing) {
-    using Blocks = Cluster<kBlocks>;
-    Blocks::sync();
-    for (int i = threadIdx.x; i < kShare; i += kThreads) {
-      const uint32_t bin = Blocks::rank() * kShare + i;
-      uint64_t sum = 0;
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        sum += *Blocks::of(&low_[bin], block) + (static_cast<uint64_t>(*Blocks::of(&high_[bin], block)) << 32);
-      }
-      share_[i] = sum;
-    }
-    Blocks::sync();
     const uint32_t first = threadIdx.x * kOwn;
     uint64_t weights[kOwn], mine = 0;
+    Scope::sync();
+    if constexpr (Scope::kSize > 1) {
+      for (int i = threadIdx.x; i < kShare; i += kThreads) {
+        uint64_t sum = 0;
+#pragma unroll
+        for (int rank = 0; rank < Scope::kSize; ++rank) {
+          sum += weight_of<Scope, Weight>(Scope::rank() * kShare + i, rank);
+        }
+        share_[i] = sum;
+      }
+      Scope::sync();
+    }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      weights[i] = *Blocks::of(&share_[(first + i) % kShare], (first + i) / kShare);
+      const uint32_t bin = first + i;
+      weights[i] = Scope::kSize > 1 ? *Scope::of(&share_[bin % kShare], bin / kShare) : weight_of<Scope, Weight>(bin, 0);
       mine += weights[i];
     }
     uint64_t up_to = mine;
@@ -285,8 +418,7 @@ class Selection {
       total += warp_sums_[warp];
     }
     const uint64_t bound = bound_of(total);
-    if (bound >= total) return false;
-    if (below <= bound && bound < below + mine) {
+    if (bound < total && below <= bound && bound < below + mine) {
       uint32_t bin = first;
 #pragma unroll
       for (int i = 0; i + 1 < kOwn; ++i) {
@@ -299,11 +431,12 @@ class Selection {
     }
     __syncthreads();
     *crossing = crossing_;
-    return true;
+    return bound < total;
   }
 
-  uint32_t low_[kBins], high_[kBins];  // Weights of the block's candidates by bin.
-  uint64_t share_[kShare];             // Weights of the cluster's, of some bins.
+  alignas(16) uint32_t low_[kBins];  // Weights of the block's candidates by bin: the lower halves,
+  uint32_t high_[kBins];             // and the upper.
+  uint64_t share_[kShare];           // Weights of the cluster's, of some bins.
   uint64_t warp_sums_[kWarps];
   Crossing crossing_;
 };
