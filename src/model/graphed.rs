@@ -49,9 +49,18 @@ pub fn bucket_rows(max_rows: usize) -> Vec<usize> {
     rows
 }
 
-/// Numbers of rows up to `max_tokens` at which a step's products are measured: the buckets, and coarser ones beyond.
+/// Numbers of rows at which products of up to `max_rows` are measured: some of the buckets, whose neighbours are alike.
+pub fn measured_rows(max_rows: usize) -> Vec<usize> {
+    let some = [1, 8, 16, 32, 48, 64, 96, 128, 192, 256];
+    let mut rows: Vec<usize> =
+        some.into_iter().chain((384..).step_by(128)).take_while(|&n| n < max_rows).collect();
+    rows.push(max_rows);
+    rows
+}
+
+/// Numbers of rows at which a step's products are measured: those of decode steps, and coarser ones up to `max_tokens`.
 pub fn step_rows(max_rows: usize, max_tokens: usize) -> Vec<usize> {
-    let mut rows = bucket_rows(max_rows);
+    let mut rows = measured_rows(max_rows);
     let mut next = max_rows.next_power_of_two().max(64);
     while next < max_tokens {
         rows.extend([next, next + next / 2].into_iter().filter(|&n| n > max_rows && n < max_tokens));
@@ -77,7 +86,7 @@ mod tests {
     #[test]
     fn longer_steps_are_measured_coarsely() {
         assert_eq!(step_rows(2, 400), [1, 2, 64, 96, 128, 192, 256, 384, 400]);
-        assert_eq!(step_rows(4, 4), [1, 2, 4]);
+        assert_eq!(step_rows(4, 4), [1, 4]);
         let many = step_rows(1025, 8192);
         assert!(many.is_sorted() && many.windows(2).all(|pair| pair[0] < pair[1]));
     }

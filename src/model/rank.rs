@@ -1,7 +1,7 @@
 //! One rank: its device, its part of the decoder, and its part of the cache.
 
 use super::decoder::Decoder;
-use super::graphed::{Graphs, bucket_rows, step_rows};
+use super::graphed::{Graphs, measured_rows, step_rows};
 use super::kv::KvPool;
 use super::partition::Shard;
 use super::rope::Frequencies;
@@ -70,7 +70,7 @@ impl<B: Backend> Rank<B> {
             masks: distinct(&spec.masks),
             heads: widths.heads,
         })?;
-        backend.prepare(&decoder.tuned(&step_rows(n_lanes, max_step_tokens), &bucket_rows(n_lanes)))?;
+        backend.prepare(&decoder.tuned(&step_rows(n_lanes, max_step_tokens), &measured_rows(n_lanes)))?;
         // Slot 0 alone, until it is known how many there can be.
         let kv = KvPool::new(&backend, decoder.attentions(), 1)?;
         let mut rank = Rank { backend, shard, decoder, kv, workspace, step, graphs: Graphs::none() };
@@ -95,7 +95,9 @@ impl<B: Backend> Rank<B> {
             }
             (PoolSize::Rest { unused_bytes }, Some(free)) => {
                 let spare = free.saturating_sub(unused_bytes).saturating_sub(HEADROOM_BYTES);
-                let n = (spare / slot_bytes.max(1)).min(u64::from(u32::MAX)) as usize;
+                // More than all lanes can fill at once would only keep prefixes.
+                let useful = (options.n_lanes as u64).saturating_mul(spec.max_positions as u64);
+                let n = (spare / slot_bytes.max(1)).min(useful.max(2)).min(u64::from(u32::MAX)) as usize;
                 if n < 2 {
                     return Err(no_room("the smallest pool", 2 * slot_bytes + HEADROOM_BYTES, free));
                 }

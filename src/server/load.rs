@@ -91,7 +91,9 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
     let available = available_bytes(&config.compute);
     let n_slots = match (&config.compute, config.pool_tokens, available) {
         (Compute::Cuda { .. }, None, Some(available)) => {
-            slots_that_fit(&without_pool, config.world_size, available)?
+            let fit = slots_that_fit(&without_pool, config.world_size, available)?;
+            let useful = options.n_lanes.saturating_mul(model.spec.max_positions as u64);
+            fit.min(u32::try_from(useful).unwrap_or(u32::MAX))
         }
         _ => config.pool_slots(without_pool.kv_bytes_per_slot, available).map_err(Error::Exhausted)?,
     };

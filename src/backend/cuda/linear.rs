@@ -24,10 +24,17 @@ use crate::model::spec::Activation;
 
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Algorithms of cuBLASLt that are tried.
+/// Algorithms of cuBLASLt that are tried, for products that are bound by the weights and for those bound by arithmetic,
+/// where its first guesses are further off.
 const N_CANDIDATES: usize = 8;
-/// Bytes of weights over which a measurement rotates, so that they come from memory as they do in a step.
-const ROTATED_BYTES: usize = 256 << 20;
+const N_LARGE_CANDIDATES: usize = 24;
+/// Rows from which arithmetic is the bound.
+const LARGE_ROWS: usize = 512;
+/// Ways that are measured a second time, with more passes.
+const N_FINALISTS: usize = 3;
+/// Bytes of weights over which a measurement rotates, so that they come from memory as they do in a step: more than
+/// twice the largest cache.
+const ROTATED_BYTES: usize = 144 << 20;
 
 /// Products of rows with weights on one GPU.
 pub struct Linear {
@@ -147,11 +154,17 @@ impl Linear {
         let n_bytes: usize = call.weight.outputs * call.weight.stride * 2;
         let n = ROTATED_BYTES.div_ceil(n_bytes.max(1)).clamp(1, weights.len());
         let weights = &weights[..n];
-        let mut best: Option<(f32, Choice)> = None;
         let own = (0..self.n_own_variants(call)).map(|variant| Choice::Own { variant });
-        let library = self.candidates(call, N_CANDIDATES)?.into_iter().map(Choice::Library);
+        let n_candidates = if call.rows < LARGE_ROWS { N_CANDIDATES } else { N_LARGE_CANDIDATES };
+        let library = self.candidates(call, n_candidates)?.into_iter().map(Choice::Library);
+        let mut timed = Vec::new();
         for choice in own.chain(library) {
-            let Some(time) = self.time(call, weights, &choice)? else { continue };
+            timed.extend(self.time(call, weights, &choice, 1)?.map(|time| (time, choice)));
+        }
+        timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let mut best: Option<(f32, Choice)> = None;
+        for (_, choice) in timed.into_iter().take(N_FINALISTS) {
+            let Some(time) = self.time(call, weights, &choice, 4)? else { continue };
             if best.is_none_or(|(least, _)| time < least) {
                 best = Some((time, choice));
             }
@@ -161,8 +174,14 @@ impl Linear {
         Ok(time)
     }
 
-    /// The shortest of some passes over the weights, in microseconds a product; `None` if it cannot be made so.
-    fn time(&self, call: &Call<'_>, weights: &[&Weight], choice: &Choice) -> Result<Option<f32>> {
+    /// The shortest of `n_passes` over the weights, in microseconds a product; `None` if it cannot be made so.
+    fn time(
+        &self,
+        call: &Call<'_>,
+        weights: &[&Weight],
+        choice: &Choice,
+        n_passes: usize,
+    ) -> Result<Option<f32>> {
         let pass = || -> Result<bool> {
             for weight in weights {
                 if !self.run_by(&Call { weight, ..*call }, choice)? {
@@ -178,7 +197,7 @@ impl Linear {
         let flags = Some(driver::CUevent_flags::CU_EVENT_DEFAULT);
         let failed = super::device::failed;
         let mut least = f32::INFINITY;
-        for _ in 0..3 {
+        for _ in 0..n_passes {
             let before = stream.record_event(flags).map_err(failed("recording an event"))?;
             pass()?;
             let after = stream.record_event(flags).map_err(failed("recording an event"))?;
