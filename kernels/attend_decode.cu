@@ -23,6 +23,7 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kWarpKeys = 16;                    // Keys of a warp in a block: the rows of a product.
 constexpr int kBlockKeys = kWarps * kWarpKeys;   // Keys of a block.
 constexpr int kColumns = 8;                      // Query heads of a product.
+constexpr int kNewKeys = 1;                      // At a row's end, written by the kernel queued just before.
 constexpr int kBlocksPerSm = 2;
 constexpr int kMaxDim = 256;
 
@@ -30,21 +31,23 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 
 // ---- the plan ----
 
-// What a thread block begins with: 32 bytes of the plan.
+// What a thread block does: `blocks` of the line, from `block` of `row` under `head` on. Where its last row begins in the
+// part but ends in another, it takes that row's `tail_blocks` before all others: so cut rows are merged while others are
+// still read.
 struct alignas(16) Part {
-  int32_t blocks;  // It takes this many,
-  int32_t head;    // beginning in this pass of a KV head,
-  int32_t row;     // this row,
-  int32_t block;   // and this block of the row.
+  int32_t blocks;
+  int32_t head;  // A pass of a KV head.
+  int32_t row;
+  int32_t block;
   kv_decode_row first;  // That row.
-};
-
-// Stands before the parts: 16 bytes.
-struct alignas(16) PlanHeader {
-  int32_t row_blocks;  // Blocks of all rows under one head.
-  int32_t parts;       // Parts that have work: the line of blocks is cut at part * blocks / parts.
-  int32_t rows;
-  int32_t pad;
+  int32_t tail_blocks;
+  int32_t tail_head;
+  int32_t tail_row;
+  int32_t rows;        // Of the step.
+  kv_decode_row tail;  // That row.
+  int32_t first_part;  // Where the first row begins.
+  int32_t last_part;   // Where the last row ends.
+  int32_t pad[2];
 };
 
 __device__ __forceinline__ int first_key(const kv_decode_row &row, int window) {
@@ -87,31 +90,56 @@ __global__ void __launch_bounds__(kPlanThreads)
     __syncthreads();
   }
   const int64_t blocks = static_cast<int64_t>(before) * heads;
-  const int parts = static_cast<int>(min(blocks, static_cast<int64_t>(max_parts)));
-  auto *header = reinterpret_cast<PlanHeader *>(params.plan);
-  if (threadIdx.x == 0) *header = {before, parts, rows, 0};
-  auto *out = reinterpret_cast<Part *>(header + 1);
+  int parts = static_cast<int>(min(blocks, static_cast<int64_t>(max_parts)));
+  bool even = true;
+  for (int row = threadIdx.x; row < rows; row += kPlanThreads) even &= row_end[row] == (row + 1) * row_end[0];
+  if (__syncthreads_and(even)) {
+    // Rows of one length are cut into whole numbers of parts, or parts made of whole numbers of rows, if few blocks of
+    // the grid are left without work for it.
+    const int64_t items = static_cast<int64_t>(rows) * heads;
+    const int64_t whole = items <= parts ? parts / max(items, int64_t{1}) * items
+                                         : items / ((items + max_parts - 1) / max_parts);
+    const bool divides = items <= parts || items % whole == 0;
+    if (divides && 10 * whole >= 9 * parts) parts = static_cast<int>(whole);
+  }
+  const auto row_at = [&](int block) {  // The first row that ends above it.
+    int low = 0, high = rows - 1;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (row_end[middle] > block) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  };
+  const auto row_begin = [&](int row) { return row > 0 ? row_end[row - 1] : 0; };
+  // The largest p with p * blocks / parts <= at.
+  const auto part_at = [&](int64_t at) { return static_cast<int32_t>(((at + 1) * parts - 1) / blocks); };
   for (int i = threadIdx.x; i < max_parts; i += kPlanThreads) {
     Part part = {};
     if (i < parts) {
-      const int64_t begin = i * blocks / parts;
-      part.blocks = static_cast<int32_t>((i + 1) * blocks / parts - begin);
+      const int64_t begin = i * blocks / parts, end = (i + 1) * blocks / parts;
+      const int at = static_cast<int>(begin % before), last = static_cast<int>((end - 1) % before);
+      const int last_row = row_at(last);
+      part.blocks = static_cast<int32_t>(end - begin);
       part.head = static_cast<int32_t>(begin / before);
-      const int at = static_cast<int>(begin % before);
-      int low = 0, high = rows - 1;  // The first row that ends above `at`.
-      while (low < high) {
-        const int middle = (low + high) / 2;
-        if (row_end[middle] > at) {
-          high = middle;
-        } else {
-          low = middle + 1;
-        }
+      part.row = row_at(at);
+      part.block = at - row_begin(part.row);
+      part.first = params.rows[part.row];
+      part.rows = rows;
+      part.first_part = part_at(begin - part.block);
+      part.last_part = part_at(end - 1 - last + row_end[last_row] - 1);
+      const int tail_blocks = last + 1 - row_begin(last_row);
+      if (tail_blocks < part.blocks && last + 1 < row_end[last_row]) {
+        part.tail_blocks = tail_blocks;
+        part.tail_head = static_cast<int32_t>((end - 1) / before);
+        part.tail_row = last_row;
+        part.tail = params.rows[last_row];
       }
-      part.row = low;
-      part.block = at - (low > 0 ? row_end[low - 1] : 0);
-      part.first = params.rows[low];
     }
-    out[i] = part;
+    reinterpret_cast<Part *>(params.plan)[i] = part;
   }
 }
 
@@ -136,51 +164,85 @@ struct DecodeArgs {
   int64_t slot_numbers;  // kv_heads * head_dim
   Scores scores;
   const kv_decode_row *rows;
-  const PlanHeader *plan;
+  const Part *plan;
   int32_t group;      // Query heads of a KV head,
   int32_t passes;     // cut into so many passes
   int32_t pass_size;  // of so many heads, the last of fewer.
   int32_t heads;      // kv_heads * passes
-  // Of the parts a row was cut into, two places a thread block: one that begins within a row, one that ends within.
-  float *partial_sums;      // [2 * parts][columns][head_dim]
-  float2 *partial_states;   // [2 * parts][columns] largest score, sum of weights
-  unsigned *arrivals;       // [parts] of the row whose first piece that part holds; 0 between launches
+  // Pieces of rows; `place_of` says where.
+  float *partial_sums;     // [4 * parts][columns][head_dim]
+  float2 *partial_states;  // [4 * parts][columns] largest score, sum of weights
+  unsigned *arrivals;      // [4 * parts], 0 between launches
 };
 
+// Past L1: what is read before the wait may lie there as an earlier step left it.
 __device__ __forceinline__ kv_decode_row load_row(const kv_decode_row *rows, int row) {
-  const int4 r = *reinterpret_cast<const int4 *>(rows + row);
+  const int4 r = __ldcg(reinterpret_cast<const int4 *>(rows + row));
   return {r.x, r.y, r.z, r.w};
 }
 
-// A place in the line of blocks. The row to come is read while the present one is walked.
+__device__ __forceinline__ Part load_part(const Part *parts, int part) {
+  union {
+    int4 words[sizeof(Part) / sizeof(int4)];
+    Part value;
+  } loaded = {};
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Part) / sizeof(int4)); ++i) {
+    loaded.words[i] = __ldcg(reinterpret_cast<const int4 *>(parts + part) + i);
+  }
+  return loaded.value;
+}
+
+// A place on a part's way. The row to come is read while the present one is walked.
 struct Cursor {
-  int head, row, block, blocks;
+  int head, row, block;
+  int blocks;  // Of the row.
+  int tail;    // Blocks left before the way leads from the tail to the first row; 0 or less: it has, or there is none.
   kv_decode_row now, next;
 
-  __device__ __forceinline__ void begin(const Part &part, const DecodeArgs &args, int rows) {
+  __device__ __forceinline__ Cursor(const DecodeArgs &args, const Part &part) : tail(part.tail_blocks) {
+    if (tail > 0) {
+      head = part.tail_head;
+      row = part.tail_row;
+      block = 0;
+      now = part.tail;
+      next = part.first;
+      blocks = blocks_of(now, args.scores.window);
+    } else {
+      enter_first(args, part);
+    }
+  }
+
+  __device__ __forceinline__ void enter_first(const DecodeArgs &args, const Part &part) {
     head = part.head;
     row = part.row;
     block = part.block;
-    enter(part.first, args, rows);
+    enter(args, part, part.first);
   }
 
-  __device__ __forceinline__ void enter(const kv_decode_row &entered, const DecodeArgs &args, int rows) {
+  __device__ __forceinline__ void enter(const DecodeArgs &args, const Part &part, const kv_decode_row &entered) {
     now = entered;
     blocks = blocks_of(now, args.scores.window);
-    next = load_row(args.rows, row + 1 < rows ? row + 1 : 0);
+    next = load_row(args.rows, row + 1 < part.rows ? row + 1 : 0);
   }
 
-  __device__ __forceinline__ bool at_last_block() const { return block + 1 == blocks; }
-
-  __device__ __forceinline__ void advance(const DecodeArgs &args, int rows) {
-    if (++block < blocks) return;
-    block = 0;
-    head += next_head(rows) - head;
-    row = row + 1 < rows ? row + 1 : 0;
-    enter(next, args, rows);
+  __device__ __forceinline__ void advance(const DecodeArgs &args, const Part &part) {
+    if (--tail == 0) {
+      enter_first(args, part);
+    } else if (++block == blocks) {
+      head = next_head(part);
+      row = row + 1 < part.rows ? row + 1 : 0;
+      block = 0;
+      enter(args, part, next);
+    }
   }
 
-  __device__ __forceinline__ int next_head(int rows) const { return row + 1 < rows ? head : head + 1; }
+  __device__ __forceinline__ bool at_row_end() const { return block + 1 == blocks; }
+
+  // Under which head the next row is walked.
+  __device__ __forceinline__ int next_head(const Part &part) const {
+    return tail > 0 ? part.head : row + 1 < part.rows ? head : head + 1;
+  }
 
   // First key of this warp in the block.
   __device__ __forceinline__ int key(const DecodeArgs &args, int warp) const {
@@ -190,7 +252,7 @@ struct Cursor {
 
 // Keys and values of one warp in one block, on their way to shared memory.
 struct Tile {
-  uint32_t slot;   // Of key lane % 16.
+  uint32_t slot;   // Of key lane % 16, or of the last there is.
   int32_t valid;   // Keys that there are, 16 but at a row's end; none or fewer: nothing to copy.
   int32_t kv_head;
 };
@@ -217,16 +279,18 @@ struct Layout {
   }
 };
 
-// The part in which a block of the line lies: the largest p with p * blocks / parts <= at.
-__device__ __forceinline__ int part_of(int64_t at, int64_t blocks, int parts) {
-  return static_cast<int>(((at + 1) * parts - 1) / blocks);
-}
-
 template <typename T>
 __device__ __forceinline__ void store_4(T *to, const float (&x)[4], float factor) {
   typename Pair<T>::type pairs[2] = {from_float2<T>(make_float2(x[0] * factor, x[1] * factor)),
                                      from_float2<T>(make_float2(x[2] * factor, x[3] * factor))};
   *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<uint2 *>(pairs);
+}
+
+template <int kDim>
+__device__ __forceinline__ void store_piece(const DecodeArgs &args, int64_t at, int d, const SoftmaxState &state,
+                                            const float (&sum)[4]) {
+  *reinterpret_cast<float4 *>(args.partial_sums + at * kDim + d) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+  if (d == 0) args.partial_states[at] = make_float2(state.max, state.sum);
 }
 
 // Takes other states, and sums of four numbers under them, into one.
@@ -257,40 +321,82 @@ struct Cut {
   int32_t first_part, last_part;  // They hold all of it.
 };
 
-// Where a part leaves its piece in the workspace.
-__device__ __forceinline__ int place_of(int part, int first_part) { return 2 * part + (part == first_part); }
+// The last of up to kFan neighbouring parts to arrive merges their pieces, and the last of those that did so the row:
+// two levels, since one block would read the pieces of all the device's parts too slowly.
+constexpr int kFan = 32;
+constexpr int kLevels = 2;  // Enough for kFan * kFan parts.
 
-// Tells that this block's piece is in the workspace; returns how many were before. What the block wrote before its last
-// barrier is seen by those who arrive later.
-__device__ __forceinline__ int arrive(unsigned *arrivals) {
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
-  return static_cast<int>(before);
+// Of a group of pieces, or of a piece by itself at level 0: where it lies in the workspace. A part holds at most two cut
+// rows, of which at most one begins in it.
+__device__ __forceinline__ int place_of(const Cut &cut, int level, int part) {
+  return 2 * (level * static_cast<int>(gridDim.x) + part) + (part == cut.first_part);
 }
 
-// The last to arrive writes the row, from its pieces in the order of their keys.
+// The parts that merge with this one at a level: `first`, and every `stride` after it.
+struct Group {
+  int first, stride, size;
+
+  __device__ __forceinline__ Group(const Cut &cut, int level, int part) {
+    stride = level == 0 ? 1 : kFan;
+    const int span = stride * kFan;
+    first = cut.first_part + (part - cut.first_part) / span * span;
+    size = ceil_div(min(cut.last_part + 1 - first, span), stride);
+  }
+};
+
+// Tells that this block's share of a group is in the workspace; true: the whole group is. What the block wrote before its
+// last barrier is seen by those who arrive later.
+__device__ __forceinline__ bool arrive(const DecodeArgs &args, const Cut &cut, int level) {
+  const Group group(cut, level, blockIdx.x);
+  unsigned *const arrivals = args.arrivals + place_of(cut, level, group.first);
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
+  if (static_cast<int>(before) + 1 < group.size) return false;
+  *arrivals = 0;
+  return true;
+}
+
+// Takes up to kAtOnce pieces of a group into a state, from the one numbered `begin` on: four numbers of a head.
+template <int kAtOnce, int kDim, int kHeads>
+__device__ __forceinline__ void merge_pieces(const DecodeArgs &args, const Cut &cut, int level, const Group &group,
+                                             int begin, int head, int d, SoftmaxState &state, float (&sum)[4]) {
+  float2 other[kAtOnce];
+  float4 x[kAtOnce];
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    const int part = group.first + min(begin + i, group.size - 1) * group.stride;
+    const int64_t at = static_cast<int64_t>(place_of(cut, level, part)) * kHeads + head;
+    other[i] = __ldcg(args.partial_states + at);
+    x[i] = __ldcg(reinterpret_cast<const float4 *>(args.partial_sums + at * kDim + d));
+    if (begin + i >= group.size) other[i] = make_float2(kMinusInfinity, 0.f);
+  }
+  merge(state, sum, other, x);
+}
+
+// Merges a group in the order of its keys; true: that was the row, and it is written.
 template <typename T, int kDim, int kHeads>
-__device__ __forceinline__ void merge_pieces(const DecodeArgs &args, const Cut &cut) {
-  constexpr int kAtOnce = 16;
+__device__ __forceinline__ bool merge_group(const DecodeArgs &args, const Cut &cut, int level) {
+  const Group group(cut, level, blockIdx.x);
+  const bool row = group.first == cut.first_part && group.first + group.size * group.stride > cut.last_part;
   for (int e = threadIdx.x; e < cut.heads * (kDim / 4); e += kThreads) {
     const int head = e / (kDim / 4), d = e % (kDim / 4) * 4;
     SoftmaxState state;
     float sum[4] = {};
-    for (int first = cut.first_part; first <= cut.last_part; first += kAtOnce) {
-      float2 other[kAtOnce];
-      float4 x[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int part = min(first + i, cut.last_part);
-        const int64_t at = static_cast<int64_t>(place_of(part, cut.first_part)) * kHeads + head;
-        other[i] = __ldcg(args.partial_states + at);
-        x[i] = __ldcg(reinterpret_cast<const float4 *>(args.partial_sums + at * kDim + d));
-        if (first + i > cut.last_part) other[i] = make_float2(kMinusInfinity, 0.f);
+    constexpr int kFew = 4, kMany = 16;
+    if (group.size <= kFew) {
+      merge_pieces<kFew, kDim, kHeads>(args, cut, level, group, 0, head, d, state, sum);
+    } else {
+      for (int begin = 0; begin < group.size; begin += kMany) {
+        merge_pieces<kMany, kDim, kHeads>(args, cut, level, group, begin, head, d, state, sum);
       }
-      merge(state, sum, other, x);
     }
-    store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
+    if (row) {
+      store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
+    } else {
+      store_piece<kDim>(args, static_cast<int64_t>(place_of(cut, level + 1, group.first)) * kHeads + head, d, state, sum);
+    }
   }
+  return row;
 }
 
 // kTiles: products side by side, of eight query heads each.
@@ -303,14 +409,14 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
   extern __shared__ __align__(128) unsigned char shared[];
   float *const shared_sums = reinterpret_cast<float *>(shared + kWarps * L::kStages * L::kStageBytes);
   float2 *const shared_states = reinterpret_cast<float2 *>(shared_sums + kWarps * kColumns * L::kSumPitch);
-  __shared__ Cut shared_cuts[2];  // At its beginning and at its end.
-  __shared__ int shared_last[2];
+  __shared__ Cut shared_cuts[2];
+  __shared__ bool shared_last[2];
 
-  grid_wait();
-  grid_launch_dependents();
-  const PlanHeader header = *args.plan;
-  const Part part = reinterpret_cast<const Part *>(args.plan + 1)[blockIdx.x];
-  if (part.blocks == 0) return;
+  const Part part = load_part(args.plan, blockIdx.x);
+  if (part.blocks == 0) {
+    grid_wait();
+    return;
+  }
 
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;
@@ -319,48 +425,52 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 
   // Copies.
 
-  Cursor ahead;
-  ahead.begin(part, args, header.rows);
+  Cursor ahead(args, part);
   int to_take = part.blocks;
-  const auto take = [&]() -> Tile {
-    if (to_take == 0) return {0, 0, 0};
-    --to_take;
+  const auto take = [&](Tile &tile) {
     const int key = ahead.key(args, warp);
-    Tile tile = {0, ahead.now.kv_len - key, ahead.head / args.passes};
-    if (lane % kWarpKeys < tile.valid) {
-      tile.slot = args.slots[ahead.now.lane * args.slots_stride + key + lane % kWarpKeys];
-    }
-    ahead.advance(args, header.rows);
-    return tile;
+    // Loaded whether needed or not, so that nothing waits for it before `copy` does.
+    const int held = max(min(key + lane % kWarpKeys, ahead.now.kv_len - 1), 0);
+    tile.slot = __ldcg(args.slots + ahead.now.lane * args.slots_stride + held);
+    tile.valid = to_take > 0 ? ahead.now.kv_len - key : 0;
+    tile.kv_head = ahead.head / args.passes;
+    if (--to_take > 0) ahead.advance(args, part);
   };
-  const auto copy = [&](const Tile &tile, int stage) {
-    if (tile.valid > 0) {
-      const uint32_t to = stages + stage * L::kStageBytes;
-      const T *const keys = static_cast<const T *>(args.keys) + tile.kv_head * kDim;
-      const T *const values = static_cast<const T *>(args.values) + tile.kv_head * kDim;
+  // Of the tile's keys those from `begin` to `end`, or zeros where there are none.
+  const auto copy = [&](const Tile &tile, int stage, int begin, int end) {
+    if (tile.valid <= 0 || begin >= end) return;
+    const uint32_t to = stages + stage * L::kStageBytes;
+    const T *const keys = static_cast<const T *>(args.keys) + tile.kv_head * kDim;
+    const T *const values = static_cast<const T *>(args.values) + tile.kv_head * kDim;
 #pragma unroll
-      for (int i = 0; i < kWarpKeys * L::kChunks / kWarp; ++i) {
-        const int key = (i * kWarp + lane) / L::kChunks;
-        const int chunk = (i * kWarp + lane) % L::kChunks;
-        const int64_t from = __shfl_sync(0xffffffffu, tile.slot, key) * args.slot_numbers + chunk * 8;
-        cp_async_16(to + L::at(key, chunk), keys + from, key < tile.valid);
-        cp_async_16(to + L::kTileBytes + L::at(key, chunk), values + from, key < tile.valid);
-      }
+    for (int i = 0; i < kWarpKeys * L::kChunks / kWarp; ++i) {
+      const int key = (i * kWarp + lane) / L::kChunks;
+      const int chunk = (i * kWarp + lane) % L::kChunks;
+      const int64_t from = __shfl_sync(0xffffffffu, tile.slot, key) * args.slot_numbers + chunk * 8;
+      if (key < begin || key >= end) continue;
+      cp_async_16(to + L::at(key, chunk), keys + from, key < tile.valid);
+      cp_async_16(to + L::kTileBytes + L::at(key, chunk), values + from, key < tile.valid);
     }
-    cp_async_commit();
   };
 
   Tile first[L::kStages - 1];
 #pragma unroll
-  for (int i = 0; i < L::kStages - 1; ++i) first[i] = take();
+  for (int i = 0; i < L::kStages - 1; ++i) take(first[i]);
+  Tile coming;
+  take(coming);
 #pragma unroll
-  for (int i = 0; i < L::kStages - 1; ++i) copy(first[i], i);
-  Tile coming = take();
+  for (int i = 0; i < L::kStages - 1; ++i) copy(first[i], i, 0, min(first[i].valid - kNewKeys, kWarpKeys));
+  grid_wait();
+  grid_launch_dependents();
+#pragma unroll
+  for (int i = 0; i < L::kStages - 1; ++i) {
+    copy(first[i], i, max(first[i].valid - kNewKeys, 0), kWarpKeys);
+    cp_async_commit();
+  }
 
   // Queries of the row at hand: b fragments.
 
-  Cursor here;
-  here.begin(part, args, header.rows);
+  Cursor here(args, part);
   uint32_t q[kTiles][kSteps][2];
   float slopes[kTiles][2] = {};
   int first_head, n_heads;
@@ -401,12 +511,13 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
   for (int i = 0; i < part.blocks; ++i) {
     cp_async_wait<L::kStages - 2>();
     __syncwarp();
-    copy(coming, stage == 0 ? L::kStages - 1 : stage - 1);
-    coming = take();
+    copy(coming, stage == 0 ? L::kStages - 1 : stage - 1, 0, kWarpKeys);
+    cp_async_commit();
+    take(coming);
 
     const int key = here.key(args, warp);
     const int valid = here.now.kv_len - key;
-    const bool ends = here.at_last_block() || i + 1 == part.blocks;
+    const bool ends = here.at_row_end() || here.tail == 1 || i + 1 == part.blocks;
     const uint32_t keys = stages + stage * L::kStageBytes;
     const uint32_t values = keys + L::kTileBytes;
     float scores[kTiles][4] = {};
@@ -435,7 +546,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
       piece_slopes[tile][1] = slopes[tile][1];
     }
     // The next row's queries come while this one's last block and its merge go on.
-    if (ends && i + 1 < part.blocks) load_queries(here.next_head(header.rows), here.next.token);
+    if (ends && i + 1 < part.blocks) load_queries(here.next_head(part), here.next.token);
 
     if (valid > 0) {
 #pragma unroll
@@ -503,19 +614,12 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 
     if (ends) {
       // The warps' states become one; a whole row goes out, a piece of one to the workspace.
-      const bool whole = piece_block == 0 && here.at_last_block();
-      T *const out = static_cast<T *>(args.out) + here.now.token * args.out_stride +
-                     static_cast<int64_t>(piece_first_head) * kDim;
-      int place = 0;
-      if (!whole) {
-        const int64_t line = static_cast<int64_t>(header.row_blocks) * args.heads;
-        const int64_t begin = blockIdx.x * line / header.parts + i - here.block;
-        const Cut cut = {out, piece_heads, part_of(begin, line, header.parts),
-                         part_of(begin + here.blocks - 1, line, header.parts)};
-        place = place_of(blockIdx.x, cut.first_part);
-        if (threadIdx.x == 0) shared_cuts[cuts] = cut;
-        ++cuts;
-      }
+      const int block = static_cast<int>(blockIdx.x);
+      const Cut cut = {static_cast<T *>(args.out) + here.now.token * args.out_stride +
+                           static_cast<int64_t>(piece_first_head) * kDim,
+                       piece_heads, piece_block > 0 ? part.first_part : block,
+                       here.at_row_end() ? block : part.last_part};
+      const bool whole = cut.first_part == cut.last_part;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -551,32 +655,34 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
           merge(state, sum, other, x);
           const int head = tile * kColumns + column;
           if (whole) {
-            store_4(out + head * kDim + d, sum, state.normaliser());
+            store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
           } else {
-            const int64_t to = static_cast<int64_t>(place) * kHeads + head;
-            *reinterpret_cast<float4 *>(args.partial_sums + to * kDim + d) =
-                make_float4(sum[0], sum[1], sum[2], sum[3]);
-            if (d == 0) args.partial_states[to] = make_float2(state.max, state.sum);
+            store_piece<kDim>(args, static_cast<int64_t>(place_of(cut, 0, block)) * kHeads + head, d, state, sum);
           }
         }
         __syncthreads();
       }
-      piece_block = 0;
+      if (!whole) {
+        if (threadIdx.x == 0) {
+          shared_cuts[cuts] = cut;
+          shared_last[cuts] = arrive(args, cut, 0);
+        }
+        ++cuts;
+      }
+      piece_block = here.tail == 1 ? part.block : 0;
     }
-    here.advance(args, header.rows);
+    here.advance(args, part);
   }
 
-  // Arrivals are told only now: were they told where a piece ends, the copies would run dry meanwhile.
-  if (static_cast<int>(threadIdx.x) < cuts) {
-    const Cut cut = shared_cuts[threadIdx.x];
-    shared_last[threadIdx.x] = arrive(args.arrivals + cut.first_part) == cut.last_part - cut.first_part;
-  }
   __syncthreads();
   for (int i = 0; i < cuts; ++i) {
-    if (!shared_last[i]) continue;
     const Cut cut = shared_cuts[i];
-    merge_pieces<T, kDim, kHeads>(args, cut);
-    if (threadIdx.x == 0) args.arrivals[cut.first_part] = 0;
+    for (int level = 0; level < kLevels && shared_last[i]; ++level) {
+      if (merge_group<T, kDim, kHeads>(args, cut, level)) break;
+      __syncthreads();
+      if (threadIdx.x == 0) shared_last[i] = arrive(args, cut, level + 1);
+      __syncthreads();
+    }
   }
 }
 
@@ -728,15 +834,15 @@ int launch_dim(const kv_attend_decode_params &params, const DecodeArgs &args, in
 extern "C" {
 
 int32_t kv_plan_decode_ints(int32_t) {
-  return static_cast<int32_t>((sizeof(kv::PlanHeader) + kv::max_parts() * sizeof(kv::Part)) / sizeof(int32_t));
+  return static_cast<int32_t>(kv::max_parts() * sizeof(kv::Part) / sizeof(int32_t));
 }
 
 int64_t kv_attend_decode_workspace_bytes(int32_t, int32_t heads, int32_t kv_heads, int32_t head_dim) {
   if (!kv::has_own_kernel(head_dim)) return 0;
-  const int64_t parts = kv::parts_of(head_dim);
+  const int64_t places = 4 * kv::parts_of(head_dim);
   const int64_t columns = kv::passes_of(heads, kv_heads, head_dim).columns;
-  return kv::align_256(parts * sizeof(unsigned)) + kv::align_256(2 * parts * columns * sizeof(float2)) +
-         2 * parts * columns * head_dim * static_cast<int64_t>(sizeof(float));
+  return kv::align_256(places * sizeof(unsigned)) + kv::align_256(places * columns * sizeof(float2)) +
+         places * columns * head_dim * static_cast<int64_t>(sizeof(float));
 }
 
 int kv_plan_decode(const kv_plan_decode_params *params, kv_stream stream) {
@@ -765,18 +871,18 @@ int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream) {
   args.scores = {softcap > 0.f ? p.scores.scale / softcap : p.scores.scale * kLog2e, softcap * kLog2e, p.scores.window,
                  p.scores.alibi};
   args.rows = p.rows;
-  args.plan = reinterpret_cast<const PlanHeader *>(p.plan);
+  args.plan = reinterpret_cast<const Part *>(p.plan);
   args.group = p.heads / p.kv_heads;
   args.passes = passes.count;
   args.pass_size = passes.size;
   args.heads = p.kv_heads * passes.count;
   if (has_own_kernel(p.head_dim)) {
-    const int64_t parts = parts_of(p.head_dim);
+    const int64_t places = 4 * parts_of(p.head_dim);
     auto *const workspace = static_cast<unsigned char *>(p.workspace);
     args.arrivals = reinterpret_cast<unsigned *>(workspace);
-    args.partial_states = reinterpret_cast<float2 *>(workspace + align_256(parts * sizeof(unsigned)));
+    args.partial_states = reinterpret_cast<float2 *>(workspace + align_256(places * sizeof(unsigned)));
     args.partial_sums = reinterpret_cast<float *>(reinterpret_cast<unsigned char *>(args.partial_states) +
-                                                  align_256(2 * parts * passes.columns * sizeof(float2)));
+                                                  align_256(places * passes.columns * sizeof(float2)));
   }
   return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_dim<T>(p, args, passes.columns, stream); });
 }

@@ -4,7 +4,7 @@
 namespace kv {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarp;
 
 // Loads four logits, those beyond the row as −∞.
@@ -21,9 +21,18 @@ __global__ void __launch_bounds__(kThreads) target_logprobs_kernel(kv_target_log
   const float *row = p.logits + blockIdx.x * p.stride;
   const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
   Summary summary = Summary::none();
-#pragma unroll 4
-  for (int32_t at = 4 * threadIdx.x; at < p.vocab; at += 4 * kThreads) {
-    summary.add(at, load_group(row, p.vocab, at, aligned), kLog2e);
+  // Several loads are under way at once.
+  constexpr int kBatch = 4;
+  for (int32_t start = 4 * threadIdx.x; start < p.vocab; start += kBatch * 4 * kThreads) {
+    float4 groups[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int32_t at = start + i * 4 * kThreads;
+      groups[i] = at < p.vocab ? load_group(row, p.vocab, at, aligned)
+                               : make_float4(-kInfinity, -kInfinity, -kInfinity, -kInfinity);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) summary.add(start + i * 4 * kThreads, groups[i], kLog2e);
   }
   grid_launch_dependents();
   summary = Summary::warp_merge(summary, kLog2e);

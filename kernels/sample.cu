@@ -89,9 +89,15 @@ struct Winner {
   }
 };
 
-struct Alternative {
+struct Candidate {
   float score;
   uint32_t id;
+};
+
+// Where a selection stops: what is below this key is dropped, and of those at it, where ties are cut, the ids from `cut`.
+struct Stop {
+  uint32_t key;
+  uint32_t cut;
 };
 
 // What each warp, then each block of the cluster found.
@@ -107,9 +113,8 @@ struct Shared {
   Parts<Live, kBlocks> live;
   Parts<Moments, kBlocks> moments;
   Parts<Winner, kBlocks> winners;
-  uint32_t n_gathered;
-  uint32_t n_alternatives;
-  Alternative alternatives[KV_MAX_TOP_N];
+  Stop stop;
+  uint32_t n_gathered;  // By the first block.
 };
 
 // Merges parts over the scope, in a fixed order; every thread gets the result.
@@ -246,14 +251,64 @@ __device__ uint64_t tail(uint64_t whole, uint64_t total, float p) {
   return min(bound > dropped ? bound - dropped : 0, total - 1);
 }
 
-// Drops so many of the candidates with the lowest score, those with the highest ids.
-template <typename Scope, typename Pool, int kBlocks>
-__device__ void drop_ties(Pool &pool, uint64_t n, Filter &filter, Shared<kBlocks> &shared) {
-  if (n == 0) return;
-  Selected selected;
-  const auto bound = [=](uint64_t) { return n; };
-  shared.selection.template select<Scope>(pool, ById(filter, filter.lowest), Count(), bound, &selected);
-  filter.cut = kMaxVocab - selected.key;
+// Candidates in the scratch of the scope's first block, one for each of its threads. All threads call; with more than that
+// they are not kept. Returns how many there are.
+template <typename Scope, typename Pool, typename Wanted, int kBlocks>
+__device__ uint32_t gather(Pool &pool, const Wanted &wanted, Shared<kBlocks> &shared) {
+  uint32_t *n = Scope::of(&shared.n_gathered, 0);
+  if (Scope::rank() == 0 && threadIdx.x == 0) *n = 0;
+  Scope::sync();
+  Candidate *gathered = Scope::of(static_cast<Candidate *>(shared.selection.scratch()), 0);
+  pool.each([&](uint32_t id, float4 group) {
+    const float scores[4] = {group.x, group.y, group.z, group.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!wanted(scores[i], id + i)) continue;
+      const uint32_t at = atomicAdd(n, 1);
+      if (at < kThreads) gathered[at] = {scores[i], id + i};
+    }
+    return true;
+  });
+  Scope::sync();
+  return *n;
+}
+
+// Ends a selection whose first digit is known.
+template <typename Scope, typename Pool, typename Order, typename Weight, int kBlocks>
+__device__ Stop settle(Pool &pool, const Order &order, const Weight &weight, const Coarse &coarse, bool cut_ties,
+                       Shared<kBlocks> &shared) {
+  if constexpr (Scope::kSize > 1) {
+    // The first block settles it alone among the few that the digit leaves.
+    const auto wanted = [&](float score, uint32_t id) {
+      const uint32_t key = order.key(score, id);
+      return key >= coarse.keys.low && key <= coarse.keys.high && order.has(score, id);
+    };
+    const uint32_t n = gather<Scope>(pool, wanted, shared);
+    if (n <= kThreads) {
+      if (Scope::rank() == 0) {
+        const auto *gathered = static_cast<const Candidate *>(shared.selection.scratch());
+        Held held = Held::none();
+        if (threadIdx.x < n) held = Held::one(gathered[threadIdx.x].score, gathered[threadIdx.x].id);
+        __syncthreads();
+        const Stop stop = settle<Cluster<1>>(held, order, weight, coarse, cut_ties, shared);
+        if (threadIdx.x < Scope::kSize) *Scope::of(&shared.stop, threadIdx.x) = stop;
+      }
+      Scope::sync();
+      return shared.stop;
+    }
+  }
+  const Selected selected = shared.selection.template refine<Scope>(pool, order, weight, coarse);
+  Stop stop = {selected.key, kMaxVocab};
+  const float score = unordered(selected.key);
+  const uint64_t excess = cut_ties ? selected.rest / weight(score) : 0;
+  if (excess > 0) {
+    const ById by_id(order, score);
+    const auto bound = [=](uint64_t) { return excess; };
+    Coarse highest;
+    shared.selection.template first_digit<Scope>(pool, by_id, Count(), bound, &highest);
+    stop.cut = kMaxVocab - shared.selection.template refine<Scope>(pool, by_id, Count(), highest).key;
+  }
+  return stop;
 }
 
 // Drops all but the most typical candidates.
@@ -285,11 +340,9 @@ __device__ Filter typical(Pool &pool, float p, Filter filter, Shared<kBlocks> &s
   if (lowest > filter.lowest) filter = Filter::from(lowest);
   const ByTypicality order(filter, centre, fmax(filter.lowest, centre - 32.));
   const auto bound = [&](uint64_t total) { return tail(all.sum, total, p); };
-  Selected selected;
-  if (shared.selection.template select<Scope>(pool, order, Mass(), bound, &selected)) {
-    filter = order.typical(selected.key);
-  }
-  return filter;
+  Coarse coarse;
+  if (!shared.selection.template first_digit<Scope>(pool, order, Mass(), bound, &coarse)) return filter;
+  return order.typical(settle<Scope>(pool, order, Mass(), coarse, false, shared).key);
 }
 
 // What is known of the bounds before the stages: candidates of interest are those from `lowest` up.
@@ -305,31 +358,41 @@ template <typename Scope, typename Pool, int kBlocks>
 __device__ Filter warp_scores(Pool &pool, const kv_sampling &sampling, const Narrowed &narrowed,
                               Shared<kBlocks> &shared) {
   Filter filter = Filter::from(narrowed.lowest);
-  Selected selected;
+  Coarse coarse;
   if (sampling.top_k != 0) {
+    const ByScore order(filter);
     const uint64_t k = sampling.top_k;
     const auto excess = [=](uint64_t n) { return n > k ? n - k : n; };
-    if (shared.selection.template select<Scope>(pool, ByScore(filter), Count(), excess, &selected)) {
-      filter = Filter::from(unordered(selected.key));
+    if (shared.selection.template first_digit<Scope>(pool, order, Count(), excess, &coarse)) {
+      filter.lowest = unordered(settle<Scope>(pool, order, Count(), coarse, false, shared).key);
     }
   }
   if (sampling.top_p < 1.f) {
+    const ByScore order(filter);
     const uint64_t whole = narrowed.whole;
     const auto bound = [=](uint64_t total) { return tail(whole != 0 ? whole : total, total, sampling.top_p); };
-    const ByScore order(filter);
     bool found = narrowed.known;
     if (found) {
-      selected = shared.selection.template refine<Scope>(pool, order, Mass(), narrowed.top_p);
+      coarse = narrowed.top_p;
     } else {
-      found = shared.selection.template select<Scope>(pool, order, Mass(), bound, &selected);
+      found = shared.selection.template first_digit<Scope>(pool, order, Mass(), bound, &coarse);
     }
     if (found) {
-      filter = Filter::from(unordered(selected.key));
-      drop_ties<Scope>(pool, selected.rest / Mass()(filter.lowest), filter, shared);
+      const Stop stop = settle<Scope>(pool, order, Mass(), coarse, true, shared);
+      filter.lowest = unordered(stop.key);
+      filter.cut = stop.cut;
     }
   }
   if (sampling.typical_p < 1.f) filter = typical<Scope>(pool, sampling.typical_p, filter, shared);
   return filter;
+}
+
+// Whether a candidate may be ahead of `bar` in the exponential race, without looking closely. Its exponential draw is above
+// its uniform one, so it is only if that is at most exp(score − bar).
+__device__ __forceinline__ bool may_win(float score_log2, float bar, uint32_t word) {
+  const float limit = exp2f(fmaf(-bar, kLog2e, score_log2));
+  const float uniform = __uint_as_float(0x3f800000u | word >> 9) - 1.f;
+  return !(uniform > fmaf(limit, 1.001f, 0x1p-22f));
 }
 
 // Arg-max, or an exponential race: the largest p / e with e from the exponential distribution is a draw from p.
@@ -337,24 +400,37 @@ template <typename Scope, typename Pool, int kBlocks>
 __device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t position, const Filter &filter,
                          Shared<kBlocks> &shared) {
   Winner mine = Winner::none();
-  pool.each([&](uint32_t id, float4 group) {
+  float bar = -kInfinity;
+  pool.each_together([&](uint32_t id, float4 group) {
     const float scores[4] = {group.x, group.y, group.z, group.w};
     bool keeps[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) keeps[i] = filter.keeps(scores[i], id + i);
-    if (!keeps[0] && !keeps[1] && !keeps[2] && !keeps[3]) return false;
-    uint4 block = {};
-    if (sampling.draw) block = draw_words(sampling.seed, position, id / 4);
-    const uint32_t words[4] = {block.x, block.y, block.z, block.w};
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!keeps[i]) continue;
-      sum += Mass::weight(scores[i]);
-      mine.add(ordered(sampling.draw ? scores[i] - logf(exponential(words[i])) : scores[i]), id + i, scores[i]);
+      keeps[i] = filter.keeps(scores[i], id + i);
+      sum += keeps[i] ? Mass::weight(scores[i]) : 0.f;
     }
     mine.sum += Mass::units(sum);
-    return true;
+    if (!sampling.draw) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (keeps[i]) mine.add(ordered(scores[i]), id + i, scores[i]);
+      }
+    } else {
+      const uint4 block = draw_words(sampling.seed, position, id / 4);
+      const uint32_t words[4] = {block.x, block.y, block.z, block.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (keeps[i] && may_win(scores[i] * kLog2e, bar, words[i])) {
+          const float value = scores[i] - logf(exponential(words[i]));
+          mine.add(ordered(value), id + i, scores[i]);
+          bar = fmaxf(bar, value);
+        }
+        // The lanes' best is the bar for all of them.
+        bar = unordered(__reduce_max_sync(0xffffffffu, ordered(bar)));
+      }
+    }
+    return keeps[0] || keeps[1] || keeps[2] || keeps[3];
   });
   return merge<Scope>(mine, shared.winners);
 }
@@ -378,10 +454,7 @@ __device__ Winner race(const Slice &slice, const Scores &scores, uint32_t likeli
     const uint32_t words[4] = {block.x, block.y, block.z, block.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // An exponential draw is above its uniform one, so it wins only if that is at most exp(score − bar).
-      const float limit = exp2f(fmaf(logits[i] - scores.max, rate, -bar * kLog2e));
-      const float uniform = __uint_as_float(0x3f800000u | words[i] >> 9);
-      if (uniform > fmaf(limit, 1.001f, 1.f + 0x1p-22f)) continue;
+      if (!may_win((logits[i] - scores.max) * rate, bar, words[i])) continue;
       const float score = scores(logits[i]);
       const float value = score - logf(exponential(words[i]));
       mine.add(ordered(value), id + i, score);
@@ -391,43 +464,52 @@ __device__ Winner race(const Slice &slice, const Scores &scores, uint32_t likeli
   return merge<Scope>(mine, shared.winners);
 }
 
-// The n likeliest candidates, likeliest first, ties by the lowest id; written by the first block, which gets their
-// number.
+// The n likeliest candidates, likeliest first, ties by the lowest id; written by the first block. Returns their number.
 template <typename Scope, typename Pool, int kBlocks>
 __device__ uint32_t report(Pool &pool, Filter filter, uint32_t n, double log_sum, kv_alternative *out,
                            Shared<kBlocks> &shared) {
-  Selected selected;
   const auto excess = [=](uint64_t candidates) { return candidates > n ? candidates - n : candidates; };
-  if (shared.selection.template select<Scope>(pool, ByScore(filter), Count(), excess, &selected)) {
-    const float lowest = unordered(selected.key);
-    if (filter.lowest != lowest) filter.cut = kMaxVocab;
-    filter.lowest = lowest;
-    drop_ties<Scope>(pool, selected.rest, filter, shared);
-  }
-  uint32_t *n_found = Scope::of(&shared.n_alternatives, 0);
-  Alternative *found = Scope::of(shared.alternatives, 0);
+  const auto keeps = [&](float score, uint32_t id) { return filter.keeps(score, id); };
+  const auto raise = [&](float lowest, uint32_t cut) {
+    if (lowest == filter.lowest) cut = min(cut, filter.cut);
+    if (lowest >= filter.lowest) filter = {lowest, cut, filter.highest};
+  };
+  // As many threads have a candidate at least as likely as the n-th of the threads' likeliest.
+  float likeliest = -kInfinity;
   pool.each([&](uint32_t id, float4 group) {
     const float scores[4] = {group.x, group.y, group.z, group.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (filter.keeps(scores[i], id + i)) found[atomicAdd(n_found, 1)] = {scores[i], id + i};
-    }
+    for (int i = 0; i < 4; ++i) likeliest = fmaxf(likeliest, keeps(scores[i], id + i) ? scores[i] : -kInfinity);
     return true;
   });
-  Scope::sync();
-  if (Scope::rank() != 0) return 0;
-  n = shared.n_alternatives;
-  if (threadIdx.x < n) {
-    const Alternative mine = shared.alternatives[threadIdx.x];
+  Held of_thread = Held::one(likeliest, 0);
+  Coarse coarse;
+  if (shared.selection.template first_digit<Scope>(of_thread, ByScore(filter), Count(), excess, &coarse)) {
+    raise(unordered(coarse.keys.low), kMaxVocab);
+  }
+  uint32_t n_gathered = gather<Scope>(pool, keeps, shared);
+  if (n_gathered > kThreads) {
+    const ByScore order(filter);
+    if (shared.selection.template first_digit<Scope>(pool, order, Count(), excess, &coarse)) {
+      const Stop stop = settle<Scope>(pool, order, Count(), coarse, true, shared);
+      raise(unordered(stop.key), stop.cut);
+    }
+    n_gathered = gather<Scope>(pool, keeps, shared);
+  }
+  const auto *gathered = static_cast<const Candidate *>(shared.selection.scratch());
+  if (Scope::rank() == 0 && threadIdx.x < n_gathered) {
+    const Candidate mine = gathered[threadIdx.x];
     uint32_t rank = 0;
-    for (uint32_t i = 0; i < n; ++i) {
-      const Alternative other = shared.alternatives[i];
+    for (uint32_t i = 0; i < n_gathered; ++i) {
+      const Candidate other = gathered[i];
       const uint32_t a = ordered(other.score), b = ordered(mine.score);
       rank += a > b || (a == b && other.id < mine.id);
     }
-    out[rank] = {mine.id, static_cast<float>(mine.score - log_sum)};
+    if (rank < n) out[rank] = {mine.id, static_cast<float>(mine.score - log_sum)};
   }
-  return n;
+  // The others have read the number in the first block.
+  Scope::sync();
+  return min(n, n_gathered);
 }
 
 // ---- a row ----
@@ -465,11 +547,12 @@ __device__ void finish(Pool &pool, const kv_sample_params &p, const kv_draft &dr
 
 // Groups that the first block can hold, one a thread, and that fit in the scratch on their way.
 constexpr uint32_t kHeld = 400;
-struct Gathered {
+struct Groups {
   float4 scores[kHeld];
   uint32_t ids[kHeld];
 };
-static_assert(kHeld <= kThreads && sizeof(Gathered) <= Selection<1, kThreads>::kScratchBytes, "");
+static_assert(kHeld <= kThreads && sizeof(Groups) <= Selection<1, kThreads>::kScratchBytes, "");
+static_assert(kThreads * sizeof(Candidate) <= Selection<1, kThreads>::kScratchBytes, "");
 
 template <int kBlocks>
 __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, float *values) {
@@ -484,7 +567,7 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
   Blocks::arrive();
   const kv_sampling sampling = p.lanes[draft.lane];
   const bool first_thread = Blocks::rank() == 0 && threadIdx.x == 0;
-  if (threadIdx.x == 0) shared.n_gathered = shared.n_alternatives = 0;
+  if (threadIdx.x == 0) shared.n_gathered = 0;
 
   float *row = p.logits + row_index * p.stride;
   const uint32_t ids = slice_ids(p.vocab, kBlocks);
@@ -526,7 +609,7 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
   const uint32_t likeliest = filtered ? sampling.top_k : sampling.top_n;
   const bool by_mass = filtered && sampling.top_k == 0 && sampling.top_p < 1.f;
   if (likeliest != 0) {
-    Held largest = {1, first, make_float4(mine.summary.max - summary.max, -kInfinity, -kInfinity, -kInfinity)};
+    Held largest = Held::one(mine.summary.max - summary.max, 0);
     const ByScore order(Filter::from(fmaxf(logits.least - summary.max, edge)));
     const auto excess = [=](uint64_t n) { return n > likeliest ? n - likeliest : n; };
     Coarse coarse;
@@ -554,17 +637,17 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
     finish<Blocks>(slice, p, draft, sampling, narrowed, winner, log_sum, shared);
     return;
   }
-  auto *gathered = static_cast<Gathered *>(shared.selection.scratch());
+  auto *groups = static_cast<Groups *>(shared.selection.scratch());
   slice.each([&](uint32_t id, float4 group) {
     const uint32_t at = atomicAdd(Blocks::of(&shared.n_gathered, 0), 1);
-    Blocks::of(gathered, 0)->scores[at] = group;
-    Blocks::of(gathered, 0)->ids[at] = id;
+    Blocks::of(groups, 0)->scores[at] = group;
+    Blocks::of(groups, 0)->ids[at] = id;
     return true;
   });
   Blocks::sync();
   if (Blocks::rank() != 0) return;
-  Held held = {};
-  if (threadIdx.x < shared.n_gathered) held = {1, gathered->ids[threadIdx.x], gathered->scores[threadIdx.x]};
+  Held held = Held::none();
+  if (threadIdx.x < shared.n_gathered) held = {1, groups->ids[threadIdx.x], groups->scores[threadIdx.x]};
   __syncthreads();
   finish<Alone>(held, p, draft, sampling, narrowed, winner, log_sum, shared);
 }

@@ -81,6 +81,23 @@ struct Slice {
     }
   }
 
+  // The same, where whole warps call the body together; lanes with nothing to show have −∞.
+  template <typename Body>
+  __device__ __forceinline__ void each_together(const Body &body) {
+    for (uint32_t bits = __reduce_or_sync(0xffffffffu, live); bits != 0; bits &= bits - 1) {
+      const uint32_t bit = __ffs(bits) - 1;
+      bool lives = false;
+      for (uint32_t i = bit * kPerBit; i < (bit + 1) * kPerBit; ++i) {
+        const uint32_t at = 4 * (threadIdx.x + i * blockDim.x);
+        const bool mine = (live >> bit & 1) != 0 && at < n;
+        if (body(first + at, mine ? load(at) : make_float4(-kInfinity, -kInfinity, -kInfinity, -kInfinity))) {
+          lives = true;
+        }
+      }
+      if (!lives) live &= ~(1u << bit);
+    }
+  }
+
   __device__ __forceinline__ uint32_t live_groups() const { return __popc(live) * kPerBit; }
 };
 
@@ -90,9 +107,21 @@ struct Held {
   uint32_t id;
   float4 scores;
 
+  __device__ __forceinline__ static Held none() {
+    return {0, 0, make_float4(-kInfinity, -kInfinity, -kInfinity, -kInfinity)};
+  }
+  __device__ __forceinline__ static Held one(float score, uint32_t id) {
+    return {1, id, make_float4(score, -kInfinity, -kInfinity, -kInfinity)};
+  }
+
   template <typename Body>
   __device__ __forceinline__ void each(const Body &body) {
     if (live != 0 && !body(id, scores)) live = 0;
+  }
+
+  template <typename Body>
+  __device__ __forceinline__ void each_together(const Body &body) {
+    if (__any_sync(0xffffffffu, live != 0) && !body(id, scores)) live = 0;
   }
 };
 
@@ -123,6 +152,8 @@ class ByScore {
   __device__ __forceinline__ explicit ByScore(const Filter &filter)
       : filter_(filter), scale_((kBins - 1) / fmaxf(fminf(-filter.lowest, 40.f), 1e-30f)) {}
 
+  // Whether what it has not is no candidate any more.
+  static constexpr bool kPrunes = true;
   __device__ __forceinline__ bool has(float score, uint32_t id) const { return filter_.keeps(score, id); }
   __device__ __forceinline__ uint32_t key(float score, uint32_t) const { return ordered(score); }
 
@@ -153,35 +184,39 @@ class ByScore {
   float scale_;
 };
 
-// By distance from the typical score, in units of 1 / scale: the farthest first.
+// By distance from the typical score: the farthest first.
 class ByTypicality {
  public:
   // Scores from `low` up have their own distances; those below weigh nothing.
   __device__ __forceinline__ ByTypicality(const Filter &filter, double centre, double low)
-      : filter_(filter), centre_(centre), scale_(kFar / fmax(fmax(centre - low, -centre), 1e-20)) {}
+      : filter_(filter), centre_(static_cast<int32_t>(rint(centre * kUnits))) {
+    const double reach = fmin(fmax(centre - low, -centre), 31.) * kUnits;
+    shift_ = max(0, (32 - kBinBits) - __clz(static_cast<uint32_t>(reach) + 2));
+  }
 
+  static constexpr bool kPrunes = true;
   __device__ __forceinline__ bool has(float score, uint32_t id) const { return filter_.keeps(score, id); }
   __device__ __forceinline__ uint32_t key(float score, uint32_t) const {
-    return kFar - min(__double2uint_rz(fabs(score - centre_) * scale_), kFar);
+    return kFar - static_cast<uint32_t>(abs(units(score) - centre_));
   }
-  __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> kShift; }
-  __device__ Keys keys(uint32_t bin) const { return {bin << kShift, (bin << kShift) + ((1u << kShift) - 1)}; }
-
-  __device__ __forceinline__ bool near(float score, Keys keys) const {
-    constexpr float kError = 1024.f;  // Of the distance in f32.
-    const float distance = fabsf(score - static_cast<float>(centre_)) * static_cast<float>(scale_);
-    return distance >= kFar - keys.high - kError && distance <= kFar - keys.low + kError;
+  __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const {
+    return kBins - 1 - min((kFar - key(score, id)) >> shift_, kBins - 1);
   }
+  __device__ Keys keys(uint32_t bin) const {
+    const uint32_t nearest = (kBins - 1 - bin) << shift_;
+    return {bin == 0 ? 0 : kFar - (nearest + ((1u << shift_) - 1)), kFar - nearest};
+  }
+  __device__ __forceinline__ bool near(float, Keys) const { return true; }
 
   // The filter less the candidates with keys below this one: those of an interval stay. Called by whole warps.
   __device__ Filter typical(uint32_t key_) const {
     const uint32_t all_low = ordered(filter_.lowest), all_high = ordered(0.f);
     const auto stays = [&](uint32_t score) { return key(unordered(score), 0) >= key_; };
     const uint32_t low = warp_first(all_low, all_high, [&](uint32_t score) {
-      return unordered(score) >= centre_ || stays(score);
+      return units(unordered(score)) >= centre_ || stays(score);
     });
     const uint32_t above = warp_first(low, all_high + 1, [&](uint32_t score) {
-      return score > all_high || (unordered(score) > centre_ && !stays(score));
+      return score > all_high || (units(unordered(score)) > centre_ && !stays(score));
     });
     return {unordered(low), low == all_low ? filter_.cut : kMaxVocab, unordered(above - 1)};
   }
@@ -201,20 +236,27 @@ class ByTypicality {
     return low;
   }
 
-  static constexpr uint32_t kFar = (1u << 30) - 1;
-  static constexpr int kShift = 30 - kBinBits;
+  // Fixed point: exact for scores from −16 to −1/4, and to 1.5e-8 above.
+  static constexpr float kUnits = 0x1p26f;
+  __device__ __forceinline__ static int32_t units(float score) {
+    return __float2int_rn(fmaxf(score, -31.f) * kUnits);
+  }
+
+  static constexpr uint32_t kFar = 0x7fffffffu;
   Filter filter_;
-  double centre_;
-  double scale_;
+  int32_t centre_;
+  int shift_;
 };
 
-// Candidates of one score by id: the highest first.
+// Candidates of one score, of those that another order has, by id: the highest first.
+template <typename Order>
 class ById {
  public:
-  __device__ __forceinline__ ById(const Filter &filter, float score) : filter_(filter), score_(score) {}
+  __device__ __forceinline__ ById(const Order &order, float score) : order_(order), score_(score) {}
 
+  static constexpr bool kPrunes = false;
   __device__ __forceinline__ bool has(float score, uint32_t id) const {
-    return score == score_ && filter_.keeps(score, id);
+    return score == score_ && order_.has(score, id);
   }
   __device__ __forceinline__ uint32_t key(float, uint32_t id) const { return kMaxVocab - 1 - id; }
   __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> kShift; }
@@ -223,7 +265,7 @@ class ById {
 
  private:
   static constexpr int kShift = 18 - kBinBits;
-  Filter filter_;
+  Order order_;
   float score_;
 };
 
@@ -261,17 +303,8 @@ struct Coarse {
 template <int kBlocks, int kThreads>
 class Selection {
  public:
-  // Finds where to stop if candidates are dropped in the order while their weights add up to at most bound(sum of all
-  // weights). False: that is everyone or no one, so nothing is to be dropped.
-  template <typename Scope, typename Pool, typename Order, typename Weight, typename Bound>
-  __device__ bool select(Pool &pool, const Order &order, const Weight &weight, const Bound &bound, Selected *selected) {
-    Coarse coarse;
-    if (!first_digit<Scope>(pool, order, weight, bound, &coarse)) return false;
-    *selected = refine<Scope>(pool, order, weight, coarse);
-    return true;
-  }
-
-  // The first digit of that.
+  // Where to stop if candidates are dropped in the order while their weights add up to at most bound(sum of all weights),
+  // as the first digit has it. False: that is everyone or no one, so nothing is to be dropped.
   template <typename Scope, typename Pool, typename Order, typename Weight, typename Bound>
   __device__ bool first_digit(Pool &pool, const Order &order, const Weight &weight, const Bound &bound, Coarse *coarse) {
     clear();
@@ -281,7 +314,7 @@ class Selection {
       bool in[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) in[i] = order.has(scores[i], id + i);
-      if (!in[0] && !in[1] && !in[2] && !in[3]) return false;
+      if (!in[0] && !in[1] && !in[2] && !in[3]) return !Order::kPrunes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) bins[i] = order.bin(scores[i], id + i);
       add(scores, bins, in, weight);
@@ -345,28 +378,37 @@ class Selection {
     __syncthreads();
   }
 
-  __device__ __forceinline__ void add(uint32_t bin, uint32_t count) { atomicAdd(&low_[bin], count); }
-
-  // Shared memory adds 32 bits at a time; the carry goes to the upper half.
-  __device__ __forceinline__ void add(uint32_t bin, uint64_t mass) {
-    const uint32_t low = static_cast<uint32_t>(mass);
-    const uint32_t before = atomicAdd(&low_[bin], low);
-    const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + low < before ? 1 : 0);
-    if (high != 0) atomicAdd(&high_[bin], high);
+  // Adds those of a group that are in.
+  __device__ __forceinline__ void add(const float (&)[4], const uint32_t (&bins)[4], const bool (&in)[4], Count) {
+    // Flat rows would have every thread of a warp wait for the same bin four times.
+    const bool same = in[0] && in[1] && in[2] && in[3] && bins[0] == bins[1] && bins[0] == bins[2] && bins[0] == bins[3];
+    if (same) atomicAdd(&low_[bins[0]], 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (in[i] && !same) atomicAdd(&low_[bins[i]], 1);
+    }
   }
 
-  // Adds those of a group that are in.
-  template <typename Weight>
-  __device__ __forceinline__ void add(const float (&scores)[4], const uint32_t (&bins)[4], const bool (&in)[4],
-                                      const Weight &weight) {
-    // Flat rows would have every thread of a warp wait for the same bin four times.
-    if (in[0] && in[1] && in[2] && in[3] && bins[0] == bins[1] && bins[1] == bins[2] && bins[2] == bins[3]) {
-      add(bins[0], weight(scores[0]) + weight(scores[1]) + weight(scores[2]) + weight(scores[3]));
-      return;
+  // Shared memory adds 32 bits at a time; carries go to the upper half.
+  __device__ __forceinline__ void add(const float (&scores)[4], const uint32_t (&bins)[4], const bool (&in)[4], Mass mass) {
+    uint64_t masses[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) masses[i] = in[i] ? mass(scores[i]) : 0;
+    if (bins[0] == bins[1] && bins[0] == bins[2] && bins[0] == bins[3]) {
+      masses[0] += masses[1] + masses[2] + masses[3];
+      masses[1] = masses[2] = masses[3] = 0;
+    }
+    uint32_t before[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t low = static_cast<uint32_t>(masses[i]);
+      before[i] = low != 0 ? atomicAdd(&low_[bins[i]], low) : 0;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (in[i]) add(bins[i], weight(scores[i]));
+      const uint32_t low = static_cast<uint32_t>(masses[i]);
+      const uint32_t high = static_cast<uint32_t>(masses[i] >> 32) + (before[i] + low < low ? 1 : 0);
+      if (high != 0) atomicAdd(&high_[bins[i]], high);
     }
   }
 
