@@ -29,7 +29,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
 const CORE: [&str; 7] = ["pool", "batch", "sampling", "text", "model", "backend", "ids"];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 2] = ["src/backend/cpu/matmul", "src/model/checkpoint"];
+const UNSAFE: [&str; 3] = ["src/backend/cpu/matmul", "src/backend/cuda/", "src/model/checkpoint"];
 
 /// The only place of `tonic::Status`.
 const STATUS: [&str; 4] = ["src/server/status", "src/server/v2", "src/server/v3", "src/server/telemetry"];
