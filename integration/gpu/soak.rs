@@ -24,8 +24,8 @@ use crate::visitor::{Visit, Visitor};
 const SECONDS: &str = "KVSHARD_SOAK_SECONDS";
 const DEFAULT_SECONDS: u64 = 3;
 
-const POOL: u32 = 8192;
-const OWN_SLOTS: u32 = 3000;
+const POOL: u32 = 16_384;
+const OWN_SLOTS: u32 = 8192;
 const N_VISITORS: u32 = 6;
 /// Steps between two looks at the memory.
 const STEPS_A_LOOK: usize = 200;
@@ -73,7 +73,7 @@ impl Executor for Watched {
 async fn traffic(model: &Path, dtype: DType, seconds: u64, watch: Arc<Mutex<Watch>>) -> Vec<Visit> {
     let (pool, own) = (POOL.to_string(), OWN_SLOTS.to_string());
     let mut flags = vec!["--device", "cuda", "--dtype", dtype.name(), "--pool-tokens", &pool];
-    flags.extend(["--own-slots", &own, "--max-lanes", "24", "--max-batch-prefill-tokens", "256"]);
+    flags.extend(["--own-slots", &own, "--max-lanes", "48", "--max-batch-prefill-tokens", "256"]);
     let shard = TestShard::start_around(model, &flags, |inner| Box::new(Watched { inner, watch })).await;
     let tokenizer = Arc::new(Tokenizer::load(model).unwrap());
     // The router first: the shard lends no slots of a router that it knows.

@@ -154,17 +154,17 @@ impl Visitor {
         self.visit.n_calls += 1;
         let Some(batch) = self.batch else { return self.prefill(None).await };
         match self.dice.roll(40) {
-            0..4 => self.prefill(Some(batch)).await,
-            4 => self.filter_some(batch).await,
-            5 if self.dice.once_in(3) => self.clear(batch).await,
-            6 if self.dice.once_in(3) => self.leave(batch).await,
-            7 => self.ask_for_nonsense().await,
+            0..8 => self.prefill(Some(batch)).await,
+            8 => self.filter_some(batch).await,
+            9 if self.dice.once_in(3) => self.clear(batch).await,
+            10 if self.dice.once_in(3) => self.leave(batch).await,
+            11 => self.ask_for_nonsense().await,
             _ => self.decode(batch).await,
         }
     }
 
     async fn prefill(&mut self, merge: Option<u64>) {
-        let n = if self.placed.is_some() { 1 } else { 1 + self.dice.roll(3) };
+        let n = if self.placed.is_some() { 1 } else { 1 + self.dice.roll(4) };
         let requests: Vec<v3::Request> = (0..n).map(|index| self.request(index + 1 == n)).collect();
         let number = self.number();
         let news: Vec<u64> = requests.iter().map(|request| request.id).collect();
