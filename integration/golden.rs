@@ -3,93 +3,19 @@
 //! An executor returns no logits, so distributions are compared: greedy sampling that reports the whole vocabulary gives
 //! the log-softmax of a position's logits, and targets give single entries of it.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
-
-use kvshard::backend::step::{Choice, Feed, LaneStart, Row, Sampled, SamplingParams, StepInput, StepOutput};
+use kvshard::backend::step::{Feed, Row, Sampled, StepInput};
 use kvshard::ids::Lane;
+use kvshard::model::Device;
 use kvshard::model::checkpoint::{Checkpoint, DType};
 use kvshard::model::executor::Executor;
-use kvshard::model::families::{self, Resolved};
+use kvshard::model::families;
 use kvshard::model::plan::{MemoryPlan, PlanOptions};
 use kvshard::model::weights::Weights;
-use kvshard::model::{self, Device, Options, PoolSize};
-use safetensors::SafeTensors;
-use serde_json::Value;
 
-use crate::support::fixture;
+use crate::support::golden::{Golden, Prompt, log_softmax, prefill, run};
 use crate::support::oracle::Oracle;
 
-/// Longest prompt and its output; beyond what `llama-dynamic` announces, whose arithmetic goes on.
-const MAX_POSITIONS: usize = 320;
-
-/// A fixture's stored results.
-struct Golden {
-    folder: PathBuf,
-    about: Value,
-    tensors: BTreeMap<String, Vec<f32>>,
-    /// Largest difference that rounding may make.
-    tolerance: f32,
-}
-
-/// One prompt of a fixture.
-struct Prompt<'a> {
-    golden: &'a Golden,
-    about: &'a Value,
-    name: &'a str,
-    ids: Vec<u32>,
-    greedy: Vec<u32>,
-}
-
 impl Golden {
-    fn open(name: &str) -> Golden {
-        let folder = fixture(name);
-        let about: Value = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();
-        let file = fs::read(folder.join("golden.safetensors")).unwrap();
-        let stored = SafeTensors::deserialize(&file).unwrap();
-        let numbers =
-            |bytes: &[u8]| bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
-        let tensors = stored.iter().map(|(name, view)| (name.to_owned(), numbers(view.data()))).collect();
-        let tolerance = 1e-4 * (about["max_abs_logit"].as_f64().unwrap() as f32).max(1.0);
-        Golden { folder, about, tensors, tolerance }
-    }
-
-    fn prompts(&self) -> impl Iterator<Item = Prompt<'_>> {
-        self.about["prompts"].as_array().unwrap().iter().map(|about| Prompt {
-            golden: self,
-            about,
-            name: about["name"].as_str().unwrap(),
-            ids: ids(&about["ids"]),
-            greedy: ids(&about["greedy"]["ids"]),
-        })
-    }
-
-    /// The model that one of the folder's configs describes.
-    fn resolve(&self, config: &str) -> Resolved {
-        let config = serde_json::from_slice(&fs::read(self.folder.join(config)).unwrap()).unwrap();
-        families::resolve(&config).unwrap()
-    }
-
-    fn executor(&self, n_ranks: usize) -> Box<dyn Executor> {
-        let Resolved { mut spec, names, .. } = self.resolve(families::CONFIG_FILE);
-        spec.max_positions = spec.max_positions.max(MAX_POSITIONS);
-        let weights = Weights::open(&Checkpoint::open(&self.folder).unwrap(), &spec, &names).unwrap();
-        let options = Options {
-            device: Device::Cpu,
-            n_ranks,
-            pool: PoolSize::Slots(MAX_POSITIONS + 1),
-            n_lanes: 1,
-            max_step_tokens: MAX_POSITIONS,
-            graphs: false,
-        };
-        model::load(spec, move |role, shard| weights.part(role, shard), options, &|_, _| ()).unwrap()
-    }
-
-    fn vocab(&self) -> usize {
-        self.about["vocab_size"].as_u64().unwrap() as usize
-    }
-
     /// Compares a position's distribution with the log-softmax of stored logits.
     fn assert_distribution(&self, found: &Sampled, logits: &[f32], place: &str) {
         let Sampled::Token { top, .. } = found else { panic!("{place}: {found:?}") };
@@ -106,19 +32,6 @@ impl Golden {
 }
 
 impl Prompt<'_> {
-    fn place(&self, what: &str) -> String {
-        format!("{} {} {what}", self.golden.about["fixture"], self.name)
-    }
-
-    /// A stored result of this prompt, in rows as wide as the vocabulary.
-    fn logits(&self, what: &str) -> Vec<&[f32]> {
-        self.golden.tensors[&format!("{}.{what}", self.name)].chunks_exact(self.golden.vocab()).collect()
-    }
-
-    fn has(&self, what: &str) -> bool {
-        self.about[what].as_bool().unwrap()
-    }
-
     /// The prompt in one step, then each token alone: the greedy tokens, and the distributions of which there are
     /// stored ones.
     fn check_generation(&self, executor: &mut dyn Executor) {
@@ -164,37 +77,6 @@ impl Prompt<'_> {
     }
 }
 
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f32> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    logits.iter().map(|&x| (f64::from(x - max) - sum.ln()) as f32).collect()
-}
-
-/// A whole prompt on lane 0, which is to generate `n_new` tokens.
-fn prefill(prompt: &[u32], n_new: usize, top_n: u32) -> StepInput {
-    let lane = Lane(0);
-    let n_slots = prompt.len() + n_new - 1;
-    // Neither in order nor from the first on, so that slots and positions cannot be mistaken.
-    let slots = (0..n_slots as u32).map(|position| MAX_POSITIONS as u32 - position).collect();
-    let sampling = SamplingParams { choice: Choice::Greedy, top_n, ..SamplingParams::GREEDY };
-    let feed = Feed::Prompt { len: prompt.len() as u32 };
-    StepInput {
-        starts: vec![LaneStart { lane, slots, prompt: prompt.to_vec(), sampling }],
-        rows: vec![Row { lane, start: 0, feed, store_from: 0, sample: true, n_targets: 0 }],
-        prompt_tokens: prompt.to_vec(),
-        targets: Vec::new(),
-    }
-}
-
-fn run(executor: &mut dyn Executor, input: StepInput) -> StepOutput {
-    executor.submit(input).unwrap();
-    executor.wait().unwrap()
-}
-
 /// What each of `n_new` steps sampled.
 fn generate(executor: &mut dyn Executor, prompt: &[u32], n_new: usize, top_n: u32) -> Vec<Sampled> {
     let mut outcomes = run(executor, prefill(prompt, n_new, top_n)).sampled;
@@ -229,7 +111,7 @@ fn check(name: &str, worlds: &[usize]) {
     let storage = golden.about["storage"].as_str().and_then(DType::from_name);
     assert_eq!(described.dtype, storage, "{name}");
     for &world in worlds {
-        let mut executor = golden.executor(world);
+        let mut executor = golden.executor(Device::Cpu, world);
         for prompt in golden.prompts() {
             prompt.check_generation(&mut *executor);
             if prompt.has("all_positions") {
@@ -338,7 +220,7 @@ fn the_plan_is_what_is_loaded() {
         let plan =
             MemoryPlan::new(&described, Some(&weights), &PlanOptions { world, ..PlanOptions::default() })
                 .unwrap();
-        let executor = golden.executor(world);
+        let executor = golden.executor(Device::Cpu, world);
         let info = executor.info();
         assert_eq!((info.family, info.vocab as usize), (described.spec.family, described.spec.vocab));
         assert_eq!(info.kv_bytes_per_slot, plan.kv_bytes_per_slot, "{name}");

@@ -281,7 +281,7 @@ __device__ Stop settle(Pool &pool, const Order &order, const Weight &weight, con
     // The first block settles it alone among the few that the digit leaves.
     const auto wanted = [&](float score, uint32_t id) {
       const uint32_t key = order.key(score, id);
-      return key >= coarse.keys.low && key <= coarse.keys.high && order.has(score, id);
+      return (key >= coarse.keys.low) & (key <= coarse.keys.high) & order.has(score, id);
     };
     const uint32_t n = gather<Scope>(pool, wanted, shared);
     if (n <= kThreads) {
@@ -321,11 +321,11 @@ __device__ Filter typical(Pool &pool, float p, Filter filter, Shared<kBlocks> &s
     bool any = false;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!filter.keeps(scores[i], id + i)) continue;
-      const float weight = Mass::weight(scores[i]);
+      const bool keeps = filter.keeps(scores[i], id + i);
+      const float weight = Mass::weight(keeps ? scores[i] : -kInfinity);
       sum += weight;
-      first = fmaf(weight, -scores[i], first);
-      any = true;
+      first = fmaf(weight, keeps ? -scores[i] : 0.f, first);
+      any |= keeps;
     }
     mine.sum += Mass::units(sum);
     mine.first += Mass::units(first);
@@ -408,7 +408,7 @@ __device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t posit
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       keeps[i] = filter.keeps(scores[i], id + i);
-      sum += keeps[i] ? Mass::weight(scores[i]) : 0.f;
+      sum += Mass::weight(keeps[i] ? scores[i] : -kInfinity);
     }
     mine.sum += Mass::units(sum);
     if (!sampling.draw) {
@@ -421,7 +421,7 @@ __device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t posit
       const uint32_t words[4] = {block.x, block.y, block.z, block.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (keeps[i] && may_win(scores[i] * kLog2e, bar, words[i])) {
+        if (keeps[i] & may_win(scores[i] * kLog2e, bar, words[i])) {
           const float value = scores[i] - logf(exponential(words[i]));
           mine.add(ordered(value), id + i, scores[i]);
           bar = fmaxf(bar, value);
@@ -430,7 +430,7 @@ __device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t posit
         bar = unordered(__reduce_max_sync(0xffffffffu, ordered(bar)));
       }
     }
-    return keeps[0] || keeps[1] || keeps[2] || keeps[3];
+    return keeps[0] | keeps[1] | keeps[2] | keeps[3];
   });
   return merge<Scope>(mine, shared.winners);
 }

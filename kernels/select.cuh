@@ -135,8 +135,9 @@ struct Filter {
 
   __device__ __forceinline__ static Filter from(float lowest) { return {lowest, kMaxVocab, 0.f}; }
 
+  // Without branches, in which the threads of a warp would wait for each other.
   __device__ __forceinline__ bool keeps(float score, uint32_t id) const {
-    return (score > lowest || (score == lowest && id < cut)) && score <= highest;
+    return ((score > lowest) | ((score == lowest) & (id < cut))) & (score <= highest);
   }
 };
 
@@ -176,7 +177,7 @@ class ByScore {
 
   // Whether a candidate's key may be one of these, without looking closely.
   __device__ __forceinline__ bool near(float score, Keys keys) const {
-    return score >= unordered(keys.low) && score <= unordered(keys.high);
+    return (score >= unordered(keys.low)) & (score <= unordered(keys.high));
   }
 
  private:
@@ -256,7 +257,7 @@ class ById {
 
   static constexpr bool kPrunes = false;
   __device__ __forceinline__ bool has(float score, uint32_t id) const {
-    return score == score_ && order_.has(score, id);
+    return (score == score_) & order_.has(score, id);
   }
   __device__ __forceinline__ uint32_t key(float, uint32_t id) const { return kMaxVocab - 1 - id; }
   __device__ __forceinline__ uint32_t bin(float score, uint32_t id) const { return key(score, id) >> kShift; }
@@ -314,7 +315,7 @@ class Selection {
       bool in[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) in[i] = order.has(scores[i], id + i);
-      if (!in[0] && !in[1] && !in[2] && !in[3]) return !Order::kPrunes;
+      if (!(in[0] | in[1] | in[2] | in[3])) return !Order::kPrunes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) bins[i] = order.bin(scores[i], id + i);
       add(scores, bins, in, weight);
@@ -338,12 +339,12 @@ class Selection {
         bool in[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) in[i] = order.near(scores[i], keys);
-        if (!in[0] && !in[1] && !in[2] && !in[3]) return true;
+        if (!(in[0] | in[1] | in[2] | in[3])) return true;
         uint32_t bins[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const uint32_t key = order.key(scores[i], id + i);
-          in[i] = in[i] && key >= keys.low && key <= keys.high && order.has(scores[i], id + i);
+          in[i] = in[i] & (key >= keys.low) & (key <= keys.high) & order.has(scores[i], id + i);
           bins[i] = (key - keys.low) >> shift;
         }
         add(scores, bins, in, weight);
@@ -374,41 +375,51 @@ class Selection {
   };
 
   __device__ void clear() {
-    for (int i = threadIdx.x; i < kBins; i += kThreads) low_[i] = high_[i] = 0;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) low_[threadIdx.x + i * kThreads] = high_[threadIdx.x + i * kThreads] = 0;
     __syncthreads();
   }
 
-  // Adds those of a group that are in.
+  // Adds to a number in shared memory unless that changes nothing; returns what it was. Predicated: no branch.
+  __device__ __forceinline__ static uint32_t add(uint32_t *number, uint32_t x) {
+    uint32_t before = 0;
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p atom.shared.add.u32 %0, [%1], %2;\n\t}"
+        : "+r"(before)
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(number))), "r"(x)
+        : "memory");
+    return before;
+  }
+
+  // Adds those of a group that are in. Flat rows would have every thread of a warp wait for the same bin four times: a
+  // group of one bin is added at once.
   __device__ __forceinline__ void add(const float (&)[4], const uint32_t (&bins)[4], const bool (&in)[4], Count) {
-    // Flat rows would have every thread of a warp wait for the same bin four times.
-    const bool same = in[0] && in[1] && in[2] && in[3] && bins[0] == bins[1] && bins[0] == bins[2] && bins[0] == bins[3];
-    if (same) atomicAdd(&low_[bins[0]], 4);
+    uint32_t counts[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (in[i] && !same) atomicAdd(&low_[bins[i]], 1);
-    }
+    for (int i = 0; i < 4; ++i) counts[i] = in[i];
+    const bool same = (bins[0] == bins[1]) & (bins[0] == bins[2]) & (bins[0] == bins[3]);
+    counts[0] += same ? counts[1] + counts[2] + counts[3] : 0;
+    add(&low_[bins[0] % kBins], counts[0]);
+#pragma unroll
+    for (int i = 1; i < 4; ++i) add(&low_[bins[i] % kBins], same ? 0 : counts[i]);
   }
 
   // Shared memory adds 32 bits at a time; carries go to the upper half.
   __device__ __forceinline__ void add(const float (&scores)[4], const uint32_t (&bins)[4], const bool (&in)[4], Mass mass) {
     uint64_t masses[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) masses[i] = in[i] ? mass(scores[i]) : 0;
-    if (bins[0] == bins[1] && bins[0] == bins[2] && bins[0] == bins[3]) {
-      masses[0] += masses[1] + masses[2] + masses[3];
-      masses[1] = masses[2] = masses[3] = 0;
-    }
+    for (int i = 0; i < 4; ++i) masses[i] = mass(in[i] ? scores[i] : -kInfinity);
+    const bool same = (bins[0] == bins[1]) & (bins[0] == bins[2]) & (bins[0] == bins[3]);
+    masses[0] += same ? masses[1] + masses[2] + masses[3] : 0;
+#pragma unroll
+    for (int i = 1; i < 4; ++i) masses[i] = same ? 0 : masses[i];
     uint32_t before[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t low = static_cast<uint32_t>(masses[i]);
-      before[i] = low != 0 ? atomicAdd(&low_[bins[i]], low) : 0;
-    }
+    for (int i = 0; i < 4; ++i) before[i] = add(&low_[bins[i] % kBins], static_cast<uint32_t>(masses[i]));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t low = static_cast<uint32_t>(masses[i]);
-      const uint32_t high = static_cast<uint32_t>(masses[i] >> 32) + (before[i] + low < low ? 1 : 0);
-      if (high != 0) atomicAdd(&high_[bins[i]], high);
+      add(&high_[bins[i] % kBins], static_cast<uint32_t>(masses[i] >> 32) + (before[i] + low < low ? 1 : 0));
     }
   }
 
@@ -420,6 +431,16 @@ class Selection {
       weight += static_cast<uint64_t>(*Scope::of(&high_[bin], rank)) << 32;
     }
     return weight;
+  }
+
+  // The sum up to and including each lane.
+  __device__ __forceinline__ static uint64_t warp_scan(uint64_t x) {
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset <<= 1) {
+      const uint64_t before = __shfl_up_sync(0xffffffffu, x, offset);
+      x += threadIdx.x % kWarp >= offset ? before : 0;
+    }
+    return x;
   }
 
   // The bin at which the weights, added up from bin 0, first exceed the bound. False: they never do.
@@ -445,20 +466,14 @@ class Selection {
       weights[i] = Scope::kSize > 1 ? *Scope::of(&share_[bin % kShare], bin / kShare) : weight_of<Scope, Weight>(bin, 0);
       mine += weights[i];
     }
-    uint64_t up_to = mine;
-#pragma unroll
-    for (int offset = 1; offset < kWarp; offset <<= 1) {
-      const uint64_t before = __shfl_up_sync(0xffffffffu, up_to, offset);
-      if (threadIdx.x % kWarp >= offset) up_to += before;
-    }
-    if (threadIdx.x % kWarp == kWarp - 1) warp_sums_[threadIdx.x / kWarp] = up_to;
+    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    const uint64_t up_to = warp_scan(mine);
+    if (lane == kWarp - 1) warp_sums_[warp] = up_to;
     __syncthreads();
-    uint64_t below = up_to - mine, total = 0;
-#pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      if (warp < threadIdx.x / kWarp) below += warp_sums_[warp];
-      total += warp_sums_[warp];
-    }
+    const uint64_t warps_up_to = warp_scan(lane < kWarps ? warp_sums_[lane] : 0);
+    const uint64_t total = __shfl_sync(0xffffffffu, warps_up_to, kWarps - 1);
+    const uint64_t before = __shfl_sync(0xffffffffu, warps_up_to, warp == 0 ? 0 : warp - 1);
+    uint64_t below = (warp == 0 ? 0 : before) + up_to - mine;
     const uint64_t bound = bound_of(total);
     if (bound < total && below <= bound && bound < below + mine) {
       uint32_t bin = first;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvshard::engine::{EngineConfig, EngineHandle};
+use kvshard::error::Result;
 use kvshard::model::checkpoint::Checkpoint;
 use kvshard::model::executor::Executor;
 use kvshard::model::families;
@@ -54,17 +55,8 @@ pub fn start_engine_around(
     patience: Patience,
     around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
 ) -> EngineHandle {
-    let tokenizer = Arc::new(Tokenizer::load(folder).unwrap());
     let model = families::resolve(&families::read_config(folder).unwrap()).unwrap();
     let weights = Weights::open(&Checkpoint::open(folder).unwrap(), &model.spec, &model.names).unwrap();
-    let config = EngineConfig {
-        own_slots: Some(options.own_slots),
-        max_prefill_tokens: options.max_prefill_tokens,
-        eos: Arc::new([]),
-        abandoned_after: patience.abandoned_after,
-        reclaimable_after: patience.reclaimable_after,
-        run_ahead: options.run_ahead,
-    };
     let sizes = Options {
         n_ranks: options.n_ranks,
         device: Device::Cpu,
@@ -75,5 +67,23 @@ pub fn start_engine_around(
     };
     let parts = move |role, shard| weights.part(role, shard);
     let build = move || model::load(model.spec, parts, sizes, &|_, _| ()).map(around);
-    EngineHandle::start(config, tokenizer, build).unwrap()
+    start_engine_over(folder, options, patience, build)
+}
+
+/// With an executor of the caller's, which has been loaded from the folder with these sizes.
+pub fn start_engine_over(
+    folder: &Path,
+    options: EngineOptions,
+    patience: Patience,
+    build: impl FnOnce() -> Result<Box<dyn Executor>> + Send + 'static,
+) -> EngineHandle {
+    let config = EngineConfig {
+        own_slots: Some(options.own_slots),
+        max_prefill_tokens: options.max_prefill_tokens,
+        eos: Arc::new([]),
+        abandoned_after: patience.abandoned_after,
+        reclaimable_after: patience.reclaimable_after,
+        run_ahead: options.run_ahead,
+    };
+    EngineHandle::start(config, Arc::new(Tokenizer::load(folder).unwrap()), build).unwrap()
 }

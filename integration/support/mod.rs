@@ -1,8 +1,10 @@
 //! The harness of the integration tests.
 
 pub mod backend;
+pub mod driver;
 pub mod engine;
 pub mod executor;
+pub mod golden;
 pub mod http2;
 pub mod log;
 pub mod oracle;
