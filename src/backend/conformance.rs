@@ -198,7 +198,7 @@ fn new_step<B: Backend>(backend: &B, heads: Heads) -> B::Step {
     let shape = StepShape {
         max_tokens: 128,
         n_lanes: 8,
-        max_positions: 128,
+        max_positions: 256,
         vocab: VOCAB,
         frequencies: Frequencies::new(&rope, heads.head_dim),
         masks: MASKS.to_vec(),

@@ -174,7 +174,8 @@ pub fn linear_add_adds<B: Probe>(backend: &B) {
         let expected: Vec<f64> =
             products.iter().zip(&before).map(|(product, &before)| product + f64::from(before)).collect();
         let what = format!("{rows} rows, {inputs} → {outputs}");
-        assert_close(&backend.read(&residual), &expected, 2.0 * B::TOLERANCE, &what);
+        // The library rounds before it adds the bias, to numbers that may be larger than the sum.
+        assert_close(&backend.read(&residual), &expected, 4.0 * B::TOLERANCE, &what);
     }
 }
 

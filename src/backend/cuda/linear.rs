@@ -27,11 +27,13 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms of cuBLASLt that are tried, for products that are bound by the weights and for those bound by arithmetic,
 /// where its first guesses are further off.
 const N_CANDIDATES: usize = 8;
-const N_LARGE_CANDIDATES: usize = 24;
+const N_LARGE_CANDIDATES: usize = 16;
 /// Rows from which arithmetic is the bound.
 const LARGE_ROWS: usize = 512;
-/// Ways that are measured a second time, as part of a recorded chain.
-const N_FINALISTS: usize = 6;
+/// Ways that are measured a second time.
+const N_FINALISTS: usize = 5;
+/// Layers of a chain, whose weights no cache holds together.
+const N_CHAINED: usize = 3;
 /// Bytes of weights over which a measurement rotates, so that they come from memory as they do in a step: more than
 /// twice the largest cache.
 const ROTATED_BYTES: usize = 256 << 20;
@@ -148,12 +150,44 @@ impl Linear {
         Err(Error::Unsupported(format!("cuBLASLt has no product of {} × {stride} with {outputs}", call.rows)))
     }
 
-    /// Measures every way of making a product, over several layers' weights of one shape, and keeps the best. Returns
-    /// its time in microseconds.
-    pub fn tune(&self, call: &Call<'_>, weights: &[&Weight]) -> Result<f32> {
+    /// Measures every way of making a layer's products, given in their order, and keeps the best. Each product has the
+    /// weights of several layers.
+    ///
+    /// What is best alone may be in the way of its neighbours: a kernel of ours begins to read its weights while the one
+    /// before it still runs. So few rows are measured as a step runs them: in a recorded chain of layers, of which one
+    /// product after the other takes the way that shortens the chain most.
+    pub fn tune(&self, products: &[(Call<'_>, &[&Weight])]) -> Result<()> {
+        let mut finalists = Vec::new();
+        for (call, weights) in products {
+            finalists.push(self.finalists(call, weights)?);
+        }
+        let mut best: Vec<Option<Choice>> = finalists.iter().map(|ways| ways.first().copied()).collect();
+        let is_chain = products.len() > 1 && products.iter().all(|(call, _)| call.rows < LARGE_ROWS);
+        if is_chain && best.iter().all(Option::is_some) {
+            let mut chosen: Vec<Choice> = best.iter().flatten().copied().collect();
+            let mut least = self.time_chain(products, &chosen)?;
+            for (number, ways) in finalists.iter().enumerate() {
+                for way in &ways[1..] {
+                    let before = std::mem::replace(&mut chosen[number], *way);
+                    let time = self.time_chain(products, &chosen)?;
+                    if time < least { least = time } else { chosen[number] = before }
+                }
+            }
+            best = chosen.into_iter().map(Some).collect();
+        }
+        for ((call, _), choice) in products.iter().zip(best) {
+            if let Some(choice) = choice {
+                self.choices.borrow_mut().entry(call.key()).or_default().insert(call.rows, choice);
+            }
+        }
+        Ok(())
+    }
+
+    /// The best ways of making a product alone, best first.
+    fn finalists(&self, call: &Call<'_>, weights: &[&Weight]) -> Result<Vec<Choice>> {
         let n_bytes: usize = call.weight.outputs * call.weight.stride * 2;
-        let n = ROTATED_BYTES.div_ceil(n_bytes.max(1)).clamp(1, weights.len());
-        let weights = &weights[..n];
+        let n = ROTATED_BYTES.div_ceil(n_bytes.max(1)).clamp(1, weights.len().max(1));
+        let weights = weights.get(..n).unwrap_or(&[]);
         let own = (0..self.n_own_variants(call)).map(|variant| Choice::Own { variant });
         let n_candidates = if call.rows < LARGE_ROWS { N_CANDIDATES } else { N_LARGE_CANDIDATES };
         let library = self.candidates(call, n_candidates)?.into_iter().map(Choice::Library);
@@ -162,16 +196,14 @@ impl Linear {
             timed.extend(self.time(call, weights, &choice)?.map(|time| (time, choice)));
         }
         timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        let mut best: Option<(f32, Choice)> = None;
-        for (_, choice) in timed.into_iter().take(N_FINALISTS) {
-            let time = self.time_in_chain(call, weights, &choice)?;
-            if best.is_none_or(|(least, _)| time < least) {
-                best = Some((time, choice));
+        timed.truncate(N_FINALISTS);
+        for (time, choice) in &mut timed {
+            for _ in 0..3 {
+                *time = time.min(self.time(call, weights, choice)?.unwrap_or(f32::INFINITY));
             }
         }
-        let Some((time, choice)) = best else { return Ok(f32::NAN) };
-        self.choices.borrow_mut().entry(call.key()).or_default().insert(call.rows, choice);
-        Ok(time)
+        timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        Ok(timed.into_iter().map(|(_, choice)| choice).collect())
     }
 
     /// A pass over the weights, one after the other: microseconds a product, or `None` if it cannot be made so.
@@ -191,13 +223,21 @@ impl Linear {
         Ok(Some(time / weights.len() as f32))
     }
 
-    /// As in a step: recorded, and each product after a small kernel, under which the reading of weights can begin. The
-    /// shortest of some passes, in microseconds a product and its predecessor.
-    fn time_in_chain(&self, call: &Call<'_>, weights: &[&Weight], choice: &Choice) -> Result<f32> {
+    /// Some layers' products in their order, recorded. Between them a step has small kernels, for which a norm stands in;
+    /// only what a gate makes is taken by the next product at once. The shortest of some passes, in microseconds.
+    fn time_chain(&self, products: &[(Call<'_>, &[&Weight])], choices: &[Choice]) -> Result<f32> {
+        let n_layers = products.iter().map(|(_, weights)| weights.len()).min().unwrap_or(0).min(N_CHAINED);
         let chain = super::graph::capture(&self.device, || {
-            for weight in weights {
-                self.predecessor(call)?;
-                self.run_by(&Call { weight, ..*call }, choice)?;
+            for layer in 0..n_layers {
+                let mut is_gated = false;
+                for ((call, weights), choice) in products.iter().zip(choices) {
+                    let call = Call { weight: weights[layer], ..*call };
+                    if !is_gated {
+                        self.predecessor(&call)?;
+                    }
+                    self.run_by(&call, choice)?;
+                    is_gated = matches!(call.product, Product::Gated(_));
+                }
             }
             Ok(())
         })?;
@@ -206,7 +246,7 @@ impl Linear {
         for _ in 0..4 {
             least = least.min(self.elapsed(|| chain.launch())?);
         }
-        Ok(least / weights.len() as f32)
+        Ok(least)
     }
 
     /// A norm of the product's own inputs, in place: any weights will do.

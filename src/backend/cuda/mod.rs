@@ -189,20 +189,17 @@ impl Backend for Cuda {
 
     fn prepare(&self, layers: &[Tuned<'_, Cuda>]) -> Result<()> {
         self.device.synchronize()?;
-        for Tuned { weights, product, rows } in layers {
-            let (Some(weight), Some(&max_rows)) = (weights.first(), rows.iter().max()) else { continue };
-            let scratch = self.tensor(max_rows, weight.outputs)?;
-            let out = match product {
-                Product::Logits => Some(self.logits(max_rows, weight.outputs)?),
-                Product::Gated(_) => Some(self.tensor(max_rows, weight.outputs / 2)?),
-                Product::Stored | Product::Added => None,
-            };
-            let x = self.tensor(max_rows, weight.inputs)?;
-            self.randomise(&x, max_rows)?;
-            for &rows in rows {
-                let out = out.as_ref().unwrap_or(&scratch);
-                let call = Call { weight, product: *product, rows, x: &x, out, scratch: Some(&scratch) };
-                self.linear.tune(&call, weights)?;
+        let room = layers.iter().map(|tuned| Room::new(self, tuned)).collect::<Result<Vec<Room>>>()?;
+        // The layers of a step are seen by the same numbers of rows, the head by others.
+        for together in layers.chunk_by(|a, b| a.rows == b.rows) {
+            let first = layers.iter().position(|tuned| std::ptr::eq(tuned, &together[0])).unwrap_or(0);
+            for &rows in &together[0].rows {
+                let calls: Vec<_> = together
+                    .iter()
+                    .zip(&room[first..])
+                    .filter_map(|(tuned, room)| Some((room.call(tuned, rows)?, tuned.weights.as_slice())))
+                    .collect();
+                self.linear.tune(&calls)?;
             }
         }
         Ok(())
@@ -365,6 +362,33 @@ impl Backend for Cuda {
 
     fn abort(&self, _reason: &str) {
         // A world of one: nobody waits.
+    }
+}
+
+/// What a product is measured on.
+struct Room {
+    x: Tensor,
+    out: Tensor,
+    scratch: Option<Tensor>,
+}
+
+impl Room {
+    fn new(cuda: &Cuda, Tuned { weights, product, rows }: &Tuned<'_, Cuda>) -> Result<Room> {
+        let rows = rows.iter().copied().max().unwrap_or(0);
+        let (inputs, outputs) = weights.first().map_or((0, 0), |weight| (weight.inputs, weight.outputs));
+        let x = cuda.tensor(rows, inputs)?;
+        cuda.randomise(&x, rows)?;
+        let (out, scratch) = match product {
+            Product::Logits => (cuda.logits(rows, outputs)?, None),
+            Product::Gated(_) => (cuda.tensor(rows, outputs / 2)?, Some(cuda.tensor(rows, outputs)?)),
+            Product::Stored | Product::Added => (cuda.tensor(rows, outputs)?, None),
+        };
+        Ok(Room { x, out, scratch })
+    }
+
+    fn call<'a>(&'a self, tuned: &Tuned<'a, Cuda>, rows: usize) -> Option<Call<'a>> {
+        let (weight, product) = (*tuned.weights.first()?, tuned.product);
+        Some(Call { weight, product, rows, x: &self.x, out: &self.out, scratch: self.scratch.as_ref() })
     }
 }
 
