@@ -1,155 +1,48 @@
 // Attention of one query a row over keys and values gathered by slot: bound by the reading of those.
 //
-// The query heads that share a KV head are the eight columns of a tensor-core product whose sixteen rows are keys:
-// Sᵀ = K · Qᵀ, then Oᵀ = Vᵀ · Pᵀ. So each key is read from shared memory once for all of them, and a part of the heads'
-// columns, not of the keys' rows, is idle in small groups. Groups above the columns of a block are cut into `passes`.
+// The query heads that share a KV head are the eight columns of a tensor-core product whose sixteen rows are
+// keys: Sᵀ = K · Qᵀ, then Oᵀ = Vᵀ · Pᵀ. So each key is read from shared memory once for all of them, and a small
+// group leaves idle columns, half as many as it would rows. Groups above the columns of a thread block are cut
+// into `passes`.
 //
-// Work is spread as in stream-K (Osama et al., 2023): the keys of all rows, in blocks of 64, stand in one line, KV head
-// by KV head, and every thread block takes an equal, contiguous part of it, walking over the ends of rows without
-// letting its copies run dry. Parts at the same tokens under neighbouring KV heads run side by side, so that the pieces
-// of a slot's line in DRAM are asked for at about the same time. Where a row is cut, each part leaves its softmax state
-// and sum in the workspace, and the last to arrive merges them, always in the order of the keys.
-#include <algorithm>
+// decode_plan.cuh spreads the work over thread blocks, which walk over the ends of rows without letting their
+// copies run dry; decode_pieces.cuh merges what it cut. Each warp has its own keys of a block, its own pipeline
+// and softmax state.
+//
+// Copies begin before the wait for the kernel queued just before. That one may write the queries and each row's
+// last key and value; rows, slots, plan and all other keys must be older, and it must call
+// grid_launch_dependents only after its own grid_wait.
 
 #include "common.cuh"
+#include "decode_pieces.cuh"
+#include "decode_plan.cuh"
 #include "mma.cuh"
 #include "softmax_state.cuh"
 
 namespace kv {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarp;
-constexpr int kWarpKeys = 16;                    // Keys of a warp in a block: the rows of a product.
-constexpr int kBlockKeys = kWarps * kWarpKeys;   // Keys of a block.
-constexpr int kColumns = 8;                      // Query heads of a product.
-constexpr int kNewKeys = 1;                      // At a row's end, written by the kernel queued just before.
+constexpr int kWarps = kDecodeThreads / kWarp;
+constexpr int kWarpKeys = 16;  // Keys of a warp in a block: the rows of a product.
+constexpr int kColumns = 8;    // Query heads of a product.
+constexpr int kNewKeys = 1;    // At a row's end, written by the kernel queued just before.
 constexpr int kBlocksPerSm = 2;
+static_assert(kWarps * kWarpKeys == kBlockKeys);
 constexpr int kMaxDim = 256;
-
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-// ---- the plan ----
-
-// What a thread block does: `blocks` of the line, from `block` of `row` under `head` on. Where its last row begins in the
-// part but ends in another, it takes that row's `tail_blocks` before all others: so cut rows are merged while others are
-// still read.
-struct alignas(16) Part {
-  int32_t blocks;
-  int32_t head;  // A pass of a KV head.
-  int32_t row;
-  int32_t block;
-  kv_decode_row first;  // That row.
-  int32_t tail_blocks;
-  int32_t tail_head;
-  int32_t tail_row;
-  int32_t rows;        // Of the step.
-  kv_decode_row tail;  // That row.
-  int32_t first_part;  // Where the first row begins.
-  int32_t last_part;   // Where the last row ends.
-  int32_t pad[2];
-};
-
-__device__ __forceinline__ int first_key(const kv_decode_row &row, int window) {
-  return window > 0 ? max(row.kv_len - window, 0) : 0;
-}
-
-// At least one, so that every row has an end at which its output is written.
-__device__ __forceinline__ int blocks_of(const kv_decode_row &row, int window) {
-  return max(ceil_div(row.kv_len - first_key(row, window), kBlockKeys), 1);
-}
-
-constexpr int kPlanThreads = 1024;
-
-__global__ void __launch_bounds__(kPlanThreads)
-    plan_decode(const __grid_constant__ kv_plan_decode_params params, int heads, int max_parts) {
-  extern __shared__ int32_t row_end[];  // [max_rows] blocks up to and including the row's
-  __shared__ int32_t warp_end[kPlanThreads / kWarp];
-  grid_wait();
-  const int rows = min(*params.n_rows, params.max_rows);
-  const int lane = threadIdx.x % kWarp;
-  const int warp = threadIdx.x / kWarp;
-  int before = 0;
-  for (int base = 0; base < rows; base += kPlanThreads) {
-    const int row = base + static_cast<int>(threadIdx.x);
-    int end = row < rows ? blocks_of(params.rows[row], params.window) : 0;
-#pragma unroll
-    for (int offset = 1; offset < kWarp; offset <<= 1) {
-      const int below = __shfl_up_sync(0xffffffffu, end, offset);
-      if (lane >= offset) end += below;
-    }
-    if (lane == kWarp - 1) warp_end[warp] = end;
-    __syncthreads();
-    int through = 0;
-    for (int i = 0; i < kPlanThreads / kWarp; ++i) {
-      if (i < warp) end += warp_end[i];
-      through += warp_end[i];
-    }
-    if (row < rows) row_end[row] = before + end;
-    before += through;
-    __syncthreads();
-  }
-  const int64_t blocks = static_cast<int64_t>(before) * heads;
-  int parts = static_cast<int>(min(blocks, static_cast<int64_t>(max_parts)));
-  bool even = true;
-  for (int row = threadIdx.x; row < rows; row += kPlanThreads) even &= row_end[row] == (row + 1) * row_end[0];
-  if (__syncthreads_and(even)) {
-    // Rows of one length are cut into whole numbers of parts, or parts made of whole numbers of rows, if few blocks of
-    // the grid are left without work for it.
-    const int64_t items = static_cast<int64_t>(rows) * heads;
-    const int64_t whole = items <= parts ? parts / max(items, int64_t{1}) * items
-                                         : items / ((items + max_parts - 1) / max_parts);
-    const bool divides = items <= parts || items % whole == 0;
-    if (divides && 10 * whole >= 9 * parts) parts = static_cast<int>(whole);
-  }
-  const auto row_at = [&](int block) {  // The first row that ends above it.
-    int low = 0, high = rows - 1;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (row_end[middle] > block) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
-  };
-  const auto row_begin = [&](int row) { return row > 0 ? row_end[row - 1] : 0; };
-  // The largest p with p * blocks / parts <= at.
-  const auto part_at = [&](int64_t at) { return static_cast<int32_t>(((at + 1) * parts - 1) / blocks); };
-  for (int i = threadIdx.x; i < max_parts; i += kPlanThreads) {
-    Part part = {};
-    if (i < parts) {
-      const int64_t begin = i * blocks / parts, end = (i + 1) * blocks / parts;
-      const int at = static_cast<int>(begin % before), last = static_cast<int>((end - 1) % before);
-      const int last_row = row_at(last);
-      part.blocks = static_cast<int32_t>(end - begin);
-      part.head = static_cast<int32_t>(begin / before);
-      part.row = row_at(at);
-      part.block = at - row_begin(part.row);
-      part.first = params.rows[part.row];
-      part.rows = rows;
-      part.first_part = part_at(begin - part.block);
-      part.last_part = part_at(end - 1 - last + row_end[last_row] - 1);
-      const int tail_blocks = last + 1 - row_begin(last_row);
-      if (tail_blocks < part.blocks && last + 1 < row_end[last_row]) {
-        part.tail_blocks = tail_blocks;
-        part.tail_head = static_cast<int32_t>((end - 1) / before);
-        part.tail_row = last_row;
-        part.tail = params.rows[last_row];
-      }
-    }
-    reinterpret_cast<Part *>(params.plan)[i] = part;
-  }
-}
-
-// ---- the walk along a part ----
 
 struct Scores {
   float scale;    // To base 2 without a softcap; else to the argument of tanh.
   float softcap;  // In base 2; 0: none.
-  int32_t window;
   const float *alibi;
+
+  // The score, in base 2, of a product of query and key; the key lies `ahead` positions after the query, 0 or
+  // fewer.
+  __device__ __forceinline__ float of(float product, float slope, int ahead) const {
+    float score = product * scale;
+    // tanh x = 1 - 2 / (1 + e^2x)
+    if (softcap > 0.f) score = softcap * (1.f - 2.f / (1.f + exp2_approx(2.f * kLog2e * score)));
+    return score + slope * static_cast<float>(ahead);
+  }
 };
 
 struct DecodeArgs {
@@ -163,91 +56,13 @@ struct DecodeArgs {
   int64_t slots_stride;
   int64_t slot_numbers;  // kv_heads * head_dim
   Scores scores;
-  const kv_decode_row *rows;
+  RowTable rows;
   const Part *plan;
   int32_t group;      // Query heads of a KV head,
   int32_t passes;     // cut into so many passes
   int32_t pass_size;  // of so many heads, the last of fewer.
   int32_t heads;      // kv_heads * passes
-  // Pieces of rows; `place_of` says where.
-  float *partial_sums;     // [4 * parts][columns][head_dim]
-  float2 *partial_states;  // [4 * parts][columns] largest score, sum of weights
-  unsigned *arrivals;      // [4 * parts], 0 between launches
-};
-
-// Past L1: what is read before the wait may lie there as an earlier step left it.
-__device__ __forceinline__ kv_decode_row load_row(const kv_decode_row *rows, int row) {
-  const int4 r = __ldcg(reinterpret_cast<const int4 *>(rows + row));
-  return {r.x, r.y, r.z, r.w};
-}
-
-__device__ __forceinline__ Part load_part(const Part *parts, int part) {
-  union {
-    int4 words[sizeof(Part) / sizeof(int4)];
-    Part value;
-  } loaded = {};
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(Part) / sizeof(int4)); ++i) {
-    loaded.words[i] = __ldcg(reinterpret_cast<const int4 *>(parts + part) + i);
-  }
-  return loaded.value;
-}
-
-// A place on a part's way. The row to come is read while the present one is walked.
-struct Cursor {
-  int head, row, block;
-  int blocks;  // Of the row.
-  int tail;    // Blocks left before the way leads from the tail to the first row; 0 or less: it has, or there is none.
-  kv_decode_row now, next;
-
-  __device__ __forceinline__ Cursor(const DecodeArgs &args, const Part &part) : tail(part.tail_blocks) {
-    if (tail > 0) {
-      head = part.tail_head;
-      row = part.tail_row;
-      block = 0;
-      now = part.tail;
-      next = part.first;
-      blocks = blocks_of(now, args.scores.window);
-    } else {
-      enter_first(args, part);
-    }
-  }
-
-  __device__ __forceinline__ void enter_first(const DecodeArgs &args, const Part &part) {
-    head = part.head;
-    row = part.row;
-    block = part.block;
-    enter(args, part, part.first);
-  }
-
-  __device__ __forceinline__ void enter(const DecodeArgs &args, const Part &part, const kv_decode_row &entered) {
-    now = entered;
-    blocks = blocks_of(now, args.scores.window);
-    next = load_row(args.rows, row + 1 < part.rows ? row + 1 : 0);
-  }
-
-  __device__ __forceinline__ void advance(const DecodeArgs &args, const Part &part) {
-    if (--tail == 0) {
-      enter_first(args, part);
-    } else if (++block == blocks) {
-      head = next_head(part);
-      row = row + 1 < part.rows ? row + 1 : 0;
-      block = 0;
-      enter(args, part, next);
-    }
-  }
-
-  __device__ __forceinline__ bool at_row_end() const { return block + 1 == blocks; }
-
-  // Under which head the next row is walked.
-  __device__ __forceinline__ int next_head(const Part &part) const {
-    return tail > 0 ? part.head : row + 1 < part.rows ? head : head + 1;
-  }
-
-  // First key of this warp in the block.
-  __device__ __forceinline__ int key(const DecodeArgs &args, int warp) const {
-    return first_key(now, args.scores.window) + block * kBlockKeys + warp * kWarpKeys;
-  }
+  Pieces pieces;
 };
 
 // Keys and values of one warp in one block, on their way to shared memory.
@@ -262,8 +77,8 @@ struct Tile {
 template <int kDim>
 struct Layout {
   static constexpr int kChunks = kDim / 8;  // Sixteen bytes each.
-  // Eight keys' chunks in one column must lie in different banks: by exclusive or where chunks are a power of two, by an
-  // odd number of chunks a key elsewhere.
+  // Eight keys' chunks in one column must lie in different banks: by exclusive or where chunks are a power of
+  // two, by an odd number of chunks a key elsewhere.
   static constexpr bool kXor = (kChunks & (kChunks - 1)) == 0;
   static constexpr int kKeyBytes = (kXor ? kChunks : kChunks + 1 - kChunks % 2) * 16;
   static constexpr int kTileBytes = kWarpKeys * kKeyBytes;
@@ -279,129 +94,9 @@ struct Layout {
   }
 };
 
-template <typename T>
-__device__ __forceinline__ void store_4(T *to, const float (&x)[4], float factor) {
-  typename Pair<T>::type pairs[2] = {from_float2<T>(make_float2(x[0] * factor, x[1] * factor)),
-                                     from_float2<T>(make_float2(x[2] * factor, x[3] * factor))};
-  *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<uint2 *>(pairs);
-}
-
-template <int kDim>
-__device__ __forceinline__ void store_piece(const DecodeArgs &args, int64_t at, int d, const SoftmaxState &state,
-                                            const float (&sum)[4]) {
-  *reinterpret_cast<float4 *>(args.partial_sums + at * kDim + d) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-  if (d == 0) args.partial_states[at] = make_float2(state.max, state.sum);
-}
-
-// Takes other states, and sums of four numbers under them, into one.
-template <int kOthers>
-__device__ __forceinline__ void merge(SoftmaxState &state, float (&sum)[4], const float2 (&other)[kOthers],
-                                      const float4 (&x)[kOthers]) {
-  float largest = other[0].x;
-#pragma unroll
-  for (int i = 1; i < kOthers; ++i) largest = fmaxf(largest, other[i].x);
-  const float factor = state.raise(largest);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum[i] *= factor;
-#pragma unroll
-  for (int i = 0; i < kOthers; ++i) {
-    const float weight = state.weight(other[i].x);
-    state.sum += weight * other[i].y;
-    sum[0] += weight * x[i].x;
-    sum[1] += weight * x[i].y;
-    sum[2] += weight * x[i].z;
-    sum[3] += weight * x[i].w;
-  }
-}
-
-// A row, under some query heads, of which a part holds only a piece.
-struct Cut {
-  void *out;  // Of its first head.
-  int32_t heads;
-  int32_t first_part, last_part;  // They hold all of it.
-};
-
-// The last of up to kFan neighbouring parts to arrive merges their pieces, and the last of those that did so the row:
-// two levels, since one block would read the pieces of all the device's parts too slowly.
-constexpr int kFan = 32;
-constexpr int kLevels = 2;  // Enough for kFan * kFan parts.
-
-// Of a group of pieces, or of a piece by itself at level 0: where it lies in the workspace. A part holds at most two cut
-// rows, of which at most one begins in it.
-__device__ __forceinline__ int place_of(const Cut &cut, int level, int part) {
-  return 2 * (level * static_cast<int>(gridDim.x) + part) + (part == cut.first_part);
-}
-
-// The parts that merge with this one at a level: `first`, and every `stride` after it.
-struct Group {
-  int first, stride, size;
-
-  __device__ __forceinline__ Group(const Cut &cut, int level, int part) {
-    stride = level == 0 ? 1 : kFan;
-    const int span = stride * kFan;
-    first = cut.first_part + (part - cut.first_part) / span * span;
-    size = ceil_div(min(cut.last_part + 1 - first, span), stride);
-  }
-};
-
-// Tells that this block's share of a group is in the workspace; true: the whole group is. What the block wrote before its
-// last barrier is seen by those who arrive later.
-__device__ __forceinline__ bool arrive(const DecodeArgs &args, const Cut &cut, int level) {
-  const Group group(cut, level, blockIdx.x);
-  unsigned *const arrivals = args.arrivals + place_of(cut, level, group.first);
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
-  if (static_cast<int>(before) + 1 < group.size) return false;
-  *arrivals = 0;
-  return true;
-}
-
-// Takes up to kAtOnce pieces of a group into a state, from the one numbered `begin` on: four numbers of a head.
-template <int kAtOnce, int kDim, int kHeads>
-__device__ __forceinline__ void merge_pieces(const DecodeArgs &args, const Cut &cut, int level, const Group &group,
-                                             int begin, int head, int d, SoftmaxState &state, float (&sum)[4]) {
-  float2 other[kAtOnce];
-  float4 x[kAtOnce];
-#pragma unroll
-  for (int i = 0; i < kAtOnce; ++i) {
-    const int part = group.first + min(begin + i, group.size - 1) * group.stride;
-    const int64_t at = static_cast<int64_t>(place_of(cut, level, part)) * kHeads + head;
-    other[i] = __ldcg(args.partial_states + at);
-    x[i] = __ldcg(reinterpret_cast<const float4 *>(args.partial_sums + at * kDim + d));
-    if (begin + i >= group.size) other[i] = make_float2(kMinusInfinity, 0.f);
-  }
-  merge(state, sum, other, x);
-}
-
-// Merges a group in the order of its keys; true: that was the row, and it is written.
-template <typename T, int kDim, int kHeads>
-__device__ __forceinline__ bool merge_group(const DecodeArgs &args, const Cut &cut, int level) {
-  const Group group(cut, level, blockIdx.x);
-  const bool row = group.first == cut.first_part && group.first + group.size * group.stride > cut.last_part;
-  for (int e = threadIdx.x; e < cut.heads * (kDim / 4); e += kThreads) {
-    const int head = e / (kDim / 4), d = e % (kDim / 4) * 4;
-    SoftmaxState state;
-    float sum[4] = {};
-    constexpr int kFew = 4, kMany = 16;
-    if (group.size <= kFew) {
-      merge_pieces<kFew, kDim, kHeads>(args, cut, level, group, 0, head, d, state, sum);
-    } else {
-      for (int begin = 0; begin < group.size; begin += kMany) {
-        merge_pieces<kMany, kDim, kHeads>(args, cut, level, group, begin, head, d, state, sum);
-      }
-    }
-    if (row) {
-      store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
-    } else {
-      store_piece<kDim>(args, static_cast<int64_t>(place_of(cut, level + 1, group.first)) * kHeads + head, d, state, sum);
-    }
-  }
-  return row;
-}
-
 // kTiles: products side by side, of eight query heads each.
 template <typename T, int kDim, int kTiles>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
+__global__ void __launch_bounds__(kDecodeThreads, kDim <= 128 ? kBlocksPerSm : 1)
     attend_decode(const __grid_constant__ DecodeArgs args) {
   using L = Layout<kDim>;
   constexpr int kSteps = kDim / 16;
@@ -425,16 +120,17 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 
   // Copies.
 
-  Cursor ahead(args, part);
+  Cursor ahead(args.rows, part);
   int to_take = part.blocks;
   const auto take = [&](Tile &tile) {
-    const int key = ahead.key(args, warp);
-    // Loaded whether needed or not, so that nothing waits for it before `copy` does.
+    const int key = ahead.key(args.rows, warp * kWarpKeys);
+    // Loaded whether needed or not, so that nothing waits for it before `copy` does. By way of L1: the SM's
+    // other thread block is often at the same keys, under another head. Slots change only between steps.
     const int held = max(min(key + lane % kWarpKeys, ahead.now.kv_len - 1), 0);
-    tile.slot = __ldcg(args.slots + ahead.now.lane * args.slots_stride + held);
+    tile.slot = args.slots[ahead.now.lane * args.slots_stride + held];
     tile.valid = to_take > 0 ? ahead.now.kv_len - key : 0;
     tile.kv_head = ahead.head / args.passes;
-    if (--to_take > 0) ahead.advance(args, part);
+    if (--to_take > 0) ahead.advance(args.rows, part);
   };
   // Of the tile's keys those from `begin` to `end`, or zeros where there are none.
   const auto copy = [&](const Tile &tile, int stage, int begin, int end) {
@@ -470,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 
   // Queries of the row at hand: b fragments.
 
-  Cursor here(args, part);
+  Cursor here(args.rows, part);
   uint32_t q[kTiles][kSteps][2];
   float slopes[kTiles][2] = {};
   int first_head, n_heads;
@@ -481,8 +177,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int h = tile * kColumns + g;
-      const T *const from =
-          static_cast<const T *>(args.q) + token * args.q_stride + static_cast<int64_t>(first_head + h) * kDim + 2 * t;
+      const T *const from = static_cast<const T *>(args.q) + token * args.q_stride +
+                            static_cast<int64_t>(first_head + h) * kDim + 2 * t;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
@@ -515,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
     cp_async_commit();
     take(coming);
 
-    const int key = here.key(args, warp);
+    const int key = here.key(args.rows, warp * kWarpKeys);
     const int valid = here.now.kv_len - key;
     const bool ends = here.at_row_end() || here.tail == 1 || i + 1 == part.blocks;
     const uint32_t keys = stages + stage * L::kStageBytes;
@@ -554,13 +250,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           float &score = scores[tile][j];
-          score *= args.scores.scale;
-          if (args.scores.softcap > 0.f) {
-            // tanh x = 1 - 2 / (1 + e^2x)
-            score = args.scores.softcap * (1.f - 2.f / (1.f + exp2_approx(2.f * kLog2e * score)));
-          }
           const int at = g + j / 2 * 8;
-          score += piece_slopes[tile][j % 2] * static_cast<float>(key + at + 1 - here.now.kv_len);
+          score = args.scores.of(score, piece_slopes[tile][j % 2], key + at + 1 - here.now.kv_len);
           if (at >= valid) score = kMinusInfinity;
         }
       }
@@ -641,14 +332,15 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
         }
         __syncthreads();
         const int columns = min(piece_heads - tile * kColumns, kColumns);
-        for (int e = threadIdx.x; e < columns * (kDim / 4); e += kThreads) {
+        for (int e = threadIdx.x; e < columns * (kDim / 4); e += kDecodeThreads) {
           const int column = e / (kDim / 4), d = e % (kDim / 4) * 4;
           float2 other[kWarps];
           float4 x[kWarps];
 #pragma unroll
           for (int w = 0; w < kWarps; ++w) {
             other[w] = shared_states[w * kColumns + column];
-            x[w] = *reinterpret_cast<const float4 *>(shared_sums + (w * kColumns + column) * L::kSumPitch + d);
+            x[w] = *reinterpret_cast<const float4 *>(shared_sums + (w * kColumns + column) * L::kSumPitch +
+                                                     d);
           }
           SoftmaxState state;
           float sum[4] = {};
@@ -657,7 +349,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
           if (whole) {
             store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
           } else {
-            store_piece<kDim>(args, static_cast<int64_t>(place_of(cut, 0, block)) * kHeads + head, d, state, sum);
+            const int64_t at = static_cast<int64_t>(place_of(cut, 0, block)) * kHeads + head;
+            store_piece<kDim>(args.pieces, at, d, state, sum);
           }
         }
         __syncthreads();
@@ -665,22 +358,22 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
       if (!whole) {
         if (threadIdx.x == 0) {
           shared_cuts[cuts] = cut;
-          shared_last[cuts] = arrive(args, cut, 0);
+          shared_last[cuts] = arrive(args.pieces, cut, 0);
         }
         ++cuts;
       }
       piece_block = here.tail == 1 ? part.block : 0;
     }
-    here.advance(args, part);
+    here.advance(args.rows, part);
   }
 
   __syncthreads();
   for (int i = 0; i < cuts; ++i) {
     const Cut cut = shared_cuts[i];
     for (int level = 0; level < kLevels && shared_last[i]; ++level) {
-      if (merge_group<T, kDim, kHeads>(args, cut, level)) break;
+      if (merge_group<T, kDim, kHeads>(args.pieces, cut, level)) break;
       __syncthreads();
-      if (threadIdx.x == 0) shared_last[i] = arrive(args, cut, level + 1);
+      if (threadIdx.x == 0) shared_last[i] = arrive(args.pieces, cut, level + 1);
       __syncthreads();
     }
   }
@@ -690,7 +383,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? kBlocksPerSm : 1)
 
 constexpr int kAnyThreads = 128;
 
-// One thread block a row and query head, in steps of 128 keys: any even head_dim, no alignment beyond a number's.
+// One thread block a row and query head, in steps of 128 keys: any even head_dim, aligned to a number only.
 template <typename T>
 __global__ void __launch_bounds__(kAnyThreads)
     attend_decode_any(const __grid_constant__ DecodeArgs args, const int32_t *n_rows, int dim) {
@@ -704,7 +397,7 @@ __global__ void __launch_bounds__(kAnyThreads)
   grid_launch_dependents();
   const int head = blockIdx.x;
   if (static_cast<int>(blockIdx.y) >= *n_rows) return;
-  const kv_decode_row row = args.rows[blockIdx.y];
+  const kv_decode_row row = args.rows.rows[blockIdx.y];
   const int64_t offset = static_cast<int64_t>(head / args.group) * dim;
   const float slope = args.scores.alibi != nullptr ? args.scores.alibi[head] * kLog2e : 0.f;
   for (int d = threadIdx.x; d < dim; d += kAnyThreads) {
@@ -712,7 +405,7 @@ __global__ void __launch_bounds__(kAnyThreads)
   }
   SoftmaxState state;
   float sums[kPerThread] = {};
-  for (int base = first_key(row, args.scores.window); base < row.kv_len; base += kAnyThreads) {
+  for (int base = first_key(row, args.rows.window); base < row.kv_len; base += kAnyThreads) {
     const int key = base + static_cast<int>(threadIdx.x);
     __syncthreads();
     float score = kMinusInfinity;
@@ -722,11 +415,7 @@ __global__ void __launch_bounds__(kAnyThreads)
       const T *const from = static_cast<const T *>(args.keys) + slot * args.slot_numbers + offset;
       score = 0.f;
       for (int d = 0; d < dim; ++d) score += query[d] * to_float(from[d]);
-      score *= args.scores.scale;
-      if (args.scores.softcap > 0.f) {
-        score = args.scores.softcap * (1.f - 2.f / (1.f + exp2_approx(2.f * kLog2e * score)));
-      }
-      score += slope * static_cast<float>(key + 1 - row.kv_len);
+      score = args.scores.of(score, slope, key + 1 - row.kv_len);
     }
     const float warp_largest = warp_max(score);
     if (threadIdx.x % kWarp == 0) largest_of[threadIdx.x / kWarp] = warp_largest;
@@ -744,8 +433,8 @@ __global__ void __launch_bounds__(kAnyThreads)
       if (d >= dim) continue;
       sums[i] *= factor;
       for (int j = 0; j < min(kAnyThreads, row.kv_len - base); ++j) {
-        sums[i] +=
-            weights[j] * to_float(static_cast<const T *>(args.values)[slots[j] * args.slot_numbers + offset + d]);
+        sums[i] += weights[j] *
+                   to_float(static_cast<const T *>(args.values)[slots[j] * args.slot_numbers + offset + d]);
       }
     }
   }
@@ -813,16 +502,18 @@ int launch_own(const DecodeArgs &args, kv_stream stream) {
   const auto kernel = attend_decode<T, kDim, kTiles>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  return launch(kernel, dim3(parts_of(kDim)), dim3(kThreads), bytes, stream, args);
+  return launch(kernel, dim3(parts_of(kDim)), dim3(kDecodeThreads), bytes, stream, args);
 }
 
 template <typename T>
 int launch_dim(const kv_attend_decode_params &params, const DecodeArgs &args, int columns, kv_stream stream) {
   switch (has_own_kernel(params.head_dim) ? params.head_dim : 0) {
-    case 64: return columns == kColumns ? launch_own<T, 64, 1>(args, stream) : launch_own<T, 64, 2>(args, stream);
+    case 64:
+      return columns == kColumns ? launch_own<T, 64, 1>(args, stream) : launch_own<T, 64, 2>(args, stream);
     case 80: return launch_own<T, 80, 1>(args, stream);
     case 96: return launch_own<T, 96, 1>(args, stream);
-    case 128: return columns == kColumns ? launch_own<T, 128, 1>(args, stream) : launch_own<T, 128, 2>(args, stream);
+    case 128:
+      return columns == kColumns ? launch_own<T, 128, 1>(args, stream) : launch_own<T, 128, 2>(args, stream);
     case 256: return launch_own<T, 256, 1>(args, stream);
     default: return launch_any<T>(params, args, stream);
   }
@@ -848,8 +539,8 @@ int64_t kv_attend_decode_workspace_bytes(int32_t, int32_t heads, int32_t kv_head
 int kv_plan_decode(const kv_plan_decode_params *params, kv_stream stream) {
   using namespace kv;
   const int heads = params->kv_heads * passes_of(params->heads, params->kv_heads, params->head_dim).count;
-  return launch(plan_decode, dim3(1), dim3(kPlanThreads), params->max_rows * sizeof(int32_t), stream, *params, heads,
-                parts_of(params->head_dim));
+  return launch(plan_decode, dim3(1), dim3(kPlanThreads), params->max_rows * sizeof(int32_t), stream, *params,
+                heads, parts_of(params->head_dim));
 }
 
 int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream) {
@@ -868,9 +559,9 @@ int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream) {
   args.slots = p.cache.slots;
   args.slots_stride = p.cache.slots_stride;
   args.slot_numbers = static_cast<int64_t>(p.kv_heads) * p.head_dim;
-  args.scores = {softcap > 0.f ? p.scores.scale / softcap : p.scores.scale * kLog2e, softcap * kLog2e, p.scores.window,
+  args.scores = {softcap > 0.f ? p.scores.scale / softcap : p.scores.scale * kLog2e, softcap * kLog2e,
                  p.scores.alibi};
-  args.rows = p.rows;
+  args.rows = {p.rows, p.scores.window};
   args.plan = reinterpret_cast<const Part *>(p.plan);
   args.group = p.heads / p.kv_heads;
   args.passes = passes.count;
@@ -879,10 +570,10 @@ int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream) {
   if (has_own_kernel(p.head_dim)) {
     const int64_t places = 4 * parts_of(p.head_dim);
     auto *const workspace = static_cast<unsigned char *>(p.workspace);
-    args.arrivals = reinterpret_cast<unsigned *>(workspace);
-    args.partial_states = reinterpret_cast<float2 *>(workspace + align_256(places * sizeof(unsigned)));
-    args.partial_sums = reinterpret_cast<float *>(reinterpret_cast<unsigned char *>(args.partial_states) +
-                                                  align_256(places * passes.columns * sizeof(float2)));
+    auto *const states = workspace + align_256(places * sizeof(unsigned));
+    auto *const sums = states + align_256(places * passes.columns * sizeof(float2));
+    args.pieces = {reinterpret_cast<float *>(sums), reinterpret_cast<float2 *>(states),
+                   reinterpret_cast<unsigned *>(workspace)};
   }
   return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_dim<T>(p, args, passes.columns, stream); });
 }

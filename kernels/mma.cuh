@@ -1,4 +1,4 @@
-// The instructions around mma.sync m16n8k16: asynchronous copies, fragment loads, the product itself (sm_80 and later).
+// The instructions around mma.sync m16n8k16: asynchronous copies, fragment loads, the product (from sm_80 on).
 //
 // Fragments of a warp, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"):
 //   a[0..3]  16 x 16, rows g, g + 8, g, g + 8, columns 2t and 2t + 1, of the right half in a[2] and a[3]
@@ -16,7 +16,8 @@ __device__ __forceinline__ uint32_t shared_address(const void *p) {
 
 // Copies 16 bytes to shared memory past L1, or zeros where `valid` is false.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void *from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -63,7 +64,8 @@ __device__ __forceinline__ void mma_16x8x16<__nv_bfloat16>(float (&c)[4], const 
 }
 
 template <>
-__device__ __forceinline__ void mma_16x8x16<__half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_16x8x16<__half>(float (&c)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

@@ -15,8 +15,8 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-// Scores are in base 2, i.e. multiplied by log2(e), so that a weight is one ex2. A masked score is -inf. Whoever holds a
-// state also holds a sum of values under the same weights, and scales it by the factor that `raise` returns
+// Scores are in base 2, i.e. multiplied by log2(e), so that a weight is one ex2. A masked score is -inf. Whoever
+// holds a state also holds a sum of values under the same weights, and scales it by the factor that `raise` returns
 // (Milakov and Gimelshein, "Online normalizer calculation for softmax").
 struct SoftmaxState {
   float max = kMinusInfinity;  // Largest score; -inf: no key yet, or all of them masked.
@@ -27,7 +27,7 @@ struct SoftmaxState {
 
   __device__ __forceinline__ float weight(float score) const { return exp2_approx(score - origin()); }
 
-  // Makes room for scores up to `score`; returns what earlier weights, and sums under them, are to be multiplied by.
+  // Makes room for scores up to `score`; returns by what earlier weights, and sums under them, are multiplied.
   __device__ __forceinline__ float raise(float score) {
     const float before = max;
     max = fmaxf(max, score);
