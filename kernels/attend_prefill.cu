@@ -11,13 +11,14 @@ namespace {
 
 template <int kDim_, int kCopyBytes_>
 struct Tiling {
-  static constexpr int kDim = kDim_;              // head_dim, filled up with zeros.
-  static constexpr int kCopyBytes = kCopyBytes_;  // Of one copy from the cache: what rows of heads are multiples of.
+  static constexpr int kDim = kDim_;  // head_dim, filled up with zeros.
+  // Of one copy from the cache: what the rows of heads are multiples of.
+  static constexpr int kCopyBytes = kCopyBytes_;
   static constexpr int kWarps = 4;
   static constexpr int kRows = prefill_tile_rows(kDim);
   static constexpr int kRowTiles = kRows / (kWarps * 16);  // Of 16 rows, a warp.
-  // As many as registers hold, and at 256 the 99 KiB of shared memory of compute capability 8.9.
-  static constexpr int kKeys = kDim <= 80 ? 64 : kDim <= 128 ? 32 : 48;
+  // 48 at 256 keep within the 99 KiB of shared memory of compute capability 8.9.
+  static constexpr int kKeys = kDim > 128 ? 48 : 64;
   static constexpr int kThreads = kWarps * kWarp;
   // In chunks of 16 bytes; odd, so that eight rows' chunks of one column lie in eight different banks.
   static constexpr int kPitch = kDim / 8 + 1;
@@ -61,10 +62,11 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], uin
 
 // sums[16][8] += a[16][16] · b[16][8].
 template <typename T>
-__device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+__device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1);
 template <>
-__device__ __forceinline__ void multiply_add<__nv_bfloat16>(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                            uint32_t b1) {
+__device__ __forceinline__ void multiply_add<__nv_bfloat16>(float (&sums)[4], const uint32_t (&a)[4],
+                                                            uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
@@ -85,7 +87,7 @@ __device__ __forceinline__ uint32_t pack(float x, float y) {
   return reinterpret_cast<const uint32_t &>(pair);
 }
 
-// Copies heads of tokens or slots to [rows][kDim], zeros beyond head_dim; `row_address(row)` is null for a row of zeros.
+// Copies heads of tokens or slots to [rows][kDim], zeros beyond head_dim; `row_address(row)` is null for a zero row.
 template <typename Tiling, typename T, typename RowAddress>
 __device__ __forceinline__ void copy_rows(uint32_t to, int rows, int head_dim, const T *anywhere,
                                           RowAddress row_address) {
@@ -126,10 +128,13 @@ __global__ void __launch_bounds__(Tiling::kThreads)
   for (int i = 0; i < kRowTiles * 2; ++i) {
     const int row = warp_row + i * 8 + lane / 4;
     positions[i] = tile.position + min(row / tile.heads, tile.queries - 1);
-    slopes[i] = kShaped && params.scores.alibi != nullptr ? params.scores.alibi[tile.first_head + row % tile.heads] : 0.f;
+    slopes[i] = kShaped && params.scores.alibi != nullptr
+                    ? params.scores.alibi[tile.first_head + row % tile.heads]
+                    : 0.f;
   }
 
-  const T *const q = static_cast<const T *>(params.q) + tile.token * params.q_stride + tile.first_head * head_dim;
+  const T *const q =
+      static_cast<const T *>(params.q) + tile.token * params.q_stride + tile.first_head * head_dim;
   copy_rows<Tiling>(shared_q, Tiling::kRows, head_dim, q, [&](int row) -> const T * {
     const int query = row / tile.heads;
     return query < tile.queries ? q + query * params.q_stride + row % tile.heads * head_dim : nullptr;
@@ -142,7 +147,9 @@ __global__ void __launch_bounds__(Tiling::kThreads)
     const uint32_t *slots = shared_slots + key_tile % 2 * kKeys;
     copy_rows<Tiling>(to, kKeys, head_dim, from, [&](int row) { return from + slots[row] * cache_stride; });
   };
-  auto slot_of = [&](int key_tile) { return threadIdx.x < kKeys ? tile.slot(key_tile * kKeys + threadIdx.x) : 0u; };
+  auto slot_of = [&](int key_tile) {
+    return threadIdx.x < kKeys ? tile.slot(key_tile * kKeys + threadIdx.x) : 0u;
+  };
 
   const int first_tile = tile.begin / kKeys;
   int key_tile = (tile.end - 1) / kKeys;
@@ -261,7 +268,7 @@ __global__ void __launch_bounds__(Tiling::kThreads)
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float(&from)[4] = scores[m][k * 2 + i / 2];
+          const float (&from)[4] = scores[m][k * 2 + i / 2];
           a[m][i] = pack<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
         }
       }
@@ -311,7 +318,8 @@ int launch_prefill(const kv_attend_prefill_params &params, kv_stream stream) {
 template <typename T, typename Tiling>
 int launch_prefill(const kv_attend_prefill_params &params, kv_stream stream) {
   const bool shaped = params.scores.softcap > 0.f || params.scores.alibi != nullptr;
-  return shaped ? launch_prefill<T, Tiling, true>(params, stream) : launch_prefill<T, Tiling, false>(params, stream);
+  return shaped ? launch_prefill<T, Tiling, true>(params, stream)
+                : launch_prefill<T, Tiling, false>(params, stream);
 }
 
 template <typename T>

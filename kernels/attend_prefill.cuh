@@ -25,7 +25,7 @@ __host__ __device__ constexpr int prefill_tile_items(int heads, int kv_heads, in
 
 // Part of a row's queries, for heads of one KV head: row r is query r / heads and head r % heads.
 struct PrefillTile {
-  int64_t token;          // Row of the first query in q and out.
+  int64_t token;  // Row of the first query in q and out.
   int queries;
   int position;           // Of the first query.
   int begin, end;         // Keys that some query sees.
@@ -46,7 +46,8 @@ struct PrefillTile {
 };
 
 // Items of a tile lie side by side, so that blocks that run together share a row's keys, and the longest come first.
-__device__ __forceinline__ PrefillTile prefill_tile(const kv_attend_prefill_params &params, int item, int rows) {
+__device__ __forceinline__ PrefillTile prefill_tile(const kv_attend_prefill_params &params, int item,
+                                                    int rows) {
   const int group = params.heads / params.kv_heads;
   const int tile_heads = prefill_tile_heads(params.heads, params.kv_heads, rows);
   const int tile_items = prefill_tile_items(params.heads, params.kv_heads, rows);
@@ -90,7 +91,7 @@ struct ShapedScores {
   }
 };
 
-// The largest dynamic shared memory a kernel needs, set once a device.
+// Lets a kernel have more dynamic shared memory than the 48 KiB it gets unasked.
 template <typename Kernel>
 inline cudaError_t allow_shared(Kernel kernel, int bytes) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
