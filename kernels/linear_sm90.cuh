@@ -126,6 +126,28 @@ struct RingPosition {
   }
 };
 
+// A thread's places in [rows][quads], where quads are of four columns and `threads` threads take one each in
+// turn.
+struct QuadWalk {
+  int quads, row, quad, row_advance, quad_advance;
+
+  __device__ __forceinline__ QuadWalk(int quads, int threads)
+      : quads(quads),
+        row(threadIdx.x / quads),
+        quad(threadIdx.x % quads),
+        row_advance(threads / quads),
+        quad_advance(threads % quads) {}
+
+  __device__ __forceinline__ void advance() {
+    row += row_advance;
+    quad += quad_advance;
+    if (quad >= quads) {
+      quad -= quads;
+      ++row;
+    }
+  }
+};
+
 // Two warps load, the weights and the activations; the others multiply. A cluster's blocks, by rank:
 // row_blocks, then split.
 template <typename T, int kWarpgroups, int kColumns>
@@ -296,45 +318,40 @@ __global__ void __launch_bounds__(linear_threads(kWarpgroups), kWarpgroups == 1 
     sum_rows = reinterpret_cast<const float *>(shared + (weight_stages - full) + args.stages * kWeightBytes);
     const uint32_t to = shared_address(sum_rows + part * part_stride);
 #pragma unroll 1
-    for (int item = threadIdx.x; item < rows * (kColumns / 4); item += kConsumers) {
-      const int row = item / (kColumns / 4);
-      const int column = item % (kColumns / 4) * 4;
-      const bool up = gate && column >= kHalf;
-      const int group = (up ? column - kHalf : column) / 8;
-      const int owner = ((group + 1) * args.split - 1) / groups;
+    for (int owner = 0; owner < args.split; ++owner) {
       const int owner_first = groups * owner / args.split;
       const int owner_groups = groups * (owner + 1) / args.split - owner_first;
-      const int owner_column = (group - owner_first + (up ? owner_groups : 0)) * 8 + column % 8;
-      store_peer(to + (row * pitch + owner_column) * 4,
-                 *reinterpret_cast<const float4 *>(own + row * kPitch + column), gathered,
-                 owner * row_blocks + row_block);
+      if (owner_groups == 0) continue;
+#pragma unroll 1
+      for (QuadWalk at(owner_groups * (gate ? 4 : 2), kConsumers); at.row < rows; at.advance()) {
+        const int up_column = at.quad < 2 * owner_groups ? 0 : kHalf - 8 * owner_groups;
+        const float *from = own + at.row * kPitch + 8 * owner_first + 4 * at.quad + up_column;
+        store_peer(to + (at.row * pitch + 4 * at.quad) * 4, *reinterpret_cast<const float4 *>(from), gathered,
+                   owner * row_blocks + row_block);
+      }
     }
   }
 
   grid_wait();
   const T *bias = static_cast<const T *>(args.bias);
-  const int quads = 2 * part_groups;  // of columns, in a row
-  if (quads == 0) return;
+  if (part_groups == 0) return;
   const int part_column = first_column + 8 * first_group;
-  const auto load_residual = [&](int row, int quad) {
-    const int column = part_column + 4 * quad;
-    if (args.epilogue != KV_ADD || row >= rows || column >= out_columns)
+  const auto load_residual = [&](const QuadWalk &at) {
+    const int column = part_column + 4 * at.quad;
+    if (args.epilogue != KV_ADD || at.row >= rows || column >= out_columns)
       return make_float4(0.f, 0.f, 0.f, 0.f);
-    return load4(static_cast<const T *>(args.out) + (first_row + row) * args.out_stride + column,
+    return load4(static_cast<const T *>(args.out) + (first_row + at.row) * args.out_stride + column,
                  out_columns - column);
   };
-  int row = threadIdx.x / quads;
-  int quad = threadIdx.x % quads;
-  float4 residual = load_residual(row, quad);
+  QuadWalk at(2 * part_groups, kConsumers);
+  float4 residual = load_residual(at);
   if (args.split > 1) barrier_wait(gathered, 0);
 
-  const int row_advance = kConsumers / quads;
-  const int quad_advance = kConsumers % quads;
 #pragma unroll 1
-  while (row < rows) {
-    const int column = part_column + 4 * quad;
+  while (at.row < rows) {
+    const int column = part_column + 4 * at.quad;
     const int n = out_columns - column;
-    const float *from = sum_rows + row * pitch + 4 * quad;
+    const float *from = sum_rows + at.row * pitch + 4 * at.quad;
     const bool biased = bias != nullptr && n > 0;
     float4 x = sum4(from, args.split, part_stride) + residual;
     if (biased) x = x + load4(bias + column, n);
@@ -344,14 +361,9 @@ __global__ void __launch_bounds__(linear_threads(kWarpgroups), kWarpgroups == 1 
       x = make_float4(activate(x.x, args.activation) * up.x, activate(x.y, args.activation) * up.y,
                       activate(x.z, args.activation) * up.z, activate(x.w, args.activation) * up.w);
     }
-    const int64_t offset = (first_row + row) * args.out_stride + column;
-    row += row_advance;
-    quad += quad_advance;
-    if (quad >= quads) {
-      quad -= quads;
-      ++row;
-    }
-    residual = load_residual(row, quad);
+    const int64_t offset = (first_row + at.row) * args.out_stride + column;
+    at.advance();
+    residual = load_residual(at);
     if (args.out_f32) {
       store4(static_cast<float *>(args.out) + offset, x, n);
     } else {
