@@ -1,4 +1,5 @@
-// How linear_sm90.cuh moves tiles: mbarriers, the tensor memory accelerator, shared memory of a cluster's peers.
+// How linear_sm90.cuh moves tiles: mbarriers, the tensor memory accelerator, shared memory of a cluster's
+// peers.
 #pragma once
 
 #include <cuda.h>
@@ -25,7 +26,8 @@ __device__ __forceinline__ void barrier_init_fence() {
 }
 
 __device__ __forceinline__ void barrier_arrive_expecting(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
 }
 
 // Arrives at the barrier of the same address in the block `rank` of the cluster.
@@ -55,26 +57,24 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-// Every thread of the cluster meets; what was written to shared memory before is visible to all after.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+// Every thread of the cluster arrives and waits once, without a promise about memory other than initialised
+// barriers.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// The same without a promise about memory, and so without the wait for it.
-__device__ __forceinline__ void cluster_sync_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Four numbers at `address` of the shared memory of block `rank`.
-__device__ __forceinline__ float4 load_peer(uint32_t address, uint32_t rank) {
-  float4 x;
+// Writes x to `address` of the shared memory of block `rank`, and reports its 16 bytes to that block's
+// `barrier`.
+__device__ __forceinline__ void store_peer(uint32_t address, float4 x, uint32_t barrier, uint32_t rank) {
   asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];}"
-      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-      : "r"(address), "r"(rank)
+      "{.reg .b32 remote, remote_barrier;\n"
+      "mapa.shared::cluster.u32 remote, %0, %6;\n"
+      "mapa.shared::cluster.u32 remote_barrier, %5, %6;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [remote], {%1, %2, %3, %4}, "
+      "[remote_barrier];}" ::"r"(address),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier), "r"(rank)
       : "memory");
-  return x;
 }
 
 // ---- the tensor memory accelerator ----
@@ -97,12 +97,10 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap &map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// Orders this thread's later reads by the TMA behind what it knows to be written by ordinary stores.
-__device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
-
-// Loads the box of `map` at column k of row `row`, and reports its bytes to `barrier`. What lies outside is zeros.
-__device__ __forceinline__ void load_box(uint32_t destination, const CUtensorMap &map, int k, int row, uint32_t barrier,
-                                         uint64_t policy) {
+// Loads the box of `map` at column k of row `row`, and reports its bytes to `barrier`. What lies outside is
+// zeros.
+__device__ __forceinline__ void load_box(uint32_t destination, const CUtensorMap &map, int k, int row,
+                                         uint32_t barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination),
@@ -110,9 +108,9 @@ __device__ __forceinline__ void load_box(uint32_t destination, const CUtensorMap
       : "memory");
 }
 
-// The same, into the blocks of the cluster that `peers` has a bit for, at the same addresses of each.
-__device__ __forceinline__ void load_box_to(uint16_t peers, uint32_t destination, const CUtensorMap &map, int k,
-                                            int row, uint32_t barrier, uint64_t policy) {
+// As load_box, into the blocks of the cluster that `peers` has a bit for, at the same addresses of each.
+__device__ __forceinline__ void load_box_to(uint16_t peers, uint32_t destination, const CUtensorMap &map,
+                                            int k, int row, uint32_t barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
       ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(destination),
