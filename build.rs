@@ -1,14 +1,25 @@
 //! Compiles `proto/` into Rust and a descriptor set, with a protobuf compiler written in Rust: no protoc. With the
 //! feature `cuda`, compiles `kernels/` too.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf, process::ExitCode};
 
 use prost::Message as _;
 
 #[path = "build/kernels.rs"]
 mod kernels;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match generate() {
+        Ok(()) => ExitCode::SUCCESS,
+        // As it was written: what a compiler says of a kernel has many lines.
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn generate() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let descriptors =

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -75,29 +75,28 @@ struct Nvcc {
 
 impl Nvcc {
     fn find() -> Result<Nvcc, Box<dyn Error>> {
-        let home = env::var_os("CUDA_HOME").map(PathBuf::from);
-        let program = env::var_os("NVCC").map(PathBuf::from);
-        let program = program.or_else(|| home.as_ref().map(|home| home.join("bin/nvcc")));
-        let program = program.unwrap_or_else(|| PathBuf::from("nvcc"));
-        let asked = Command::new(&program).arg("--version").output().map_err(|error| {
+        // An empty variable counts as none.
+        let path = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = path("CUDA_HOME");
+        let program = path("NVCC").or_else(|| home.as_ref().map(|home| home.join("bin/nvcc")));
+        let program = program.or_else(on_path).unwrap_or_else(|| PathBuf::from("nvcc"));
+        let version = version(&program).map_err(|why| {
             format!(
-                "{} does not run ({error}): the feature `cuda` needs nvcc 12.8 or newer on the PATH or in CUDA_HOME; \
+                "{} does not run ({why}): the feature `cuda` needs nvcc 12.8 or newer on the PATH or in CUDA_HOME; \
                  the README says how to get it without the whole toolkit",
                 program.display()
             )
         })?;
-        let version = String::from_utf8_lossy(&asked.stdout).into_owned();
         let root = match home {
             Some(home) => home,
             None => {
-                let which = env::split_paths(&env::var_os("PATH").unwrap_or_default())
-                    .map(|folder| folder.join("nvcc"))
-                    .find(|nvcc| nvcc.is_file());
-                let program = fs::canonicalize(which.unwrap_or_else(|| program.clone()))?;
+                let program = fs::canonicalize(&program)
+                    .map_err(|error| format!("{}: {error}: set CUDA_HOME", program.display()))?;
                 program.ancestors().nth(2).ok_or("nvcc lies in no toolkit")?.to_path_buf()
             }
         };
-        let folders = ["lib64", "lib", "targets/x86_64-linux/lib"].map(|folder| root.join(folder));
+        let folders = ["lib64", "lib", "targets/x86_64-linux/lib", "lib/x86_64-linux-gnu"];
+        let folders = folders.map(|folder| root.join(folder));
         let libraries = folders.into_iter().find(|folder| folder.join("libcudart_static.a").is_file());
         let libraries =
             libraries.ok_or_else(|| format!("libcudart_static.a is not below {}", root.display()))?;
@@ -117,8 +116,9 @@ impl Nvcc {
     }
 
     fn compile(&self, source: &Path, object: &Path) -> Result<(), String> {
-        // Under another name first: a build that is broken off leaves no half of an object.
-        let unfinished = object.with_extension("unfinished.o");
+        // Under another name first: a build that is broken off leaves no half of an object, and builds that share the
+        // cache don't meet in one.
+        let unfinished = object.with_extension(format!("{}.o", process::id()));
         let compiled = Command::new(&self.program)
             .args(&self.flags)
             .arg("-c")
@@ -132,6 +132,20 @@ impl Nvcc {
             return Err(format!("{} does not compile:\n{errors}", source.display()));
         }
         fs::rename(&unfinished, object).map_err(|error| format!("{}: {error}", object.display()))
+    }
+}
+
+fn on_path() -> Option<PathBuf> {
+    let folders = env::var_os("PATH")?;
+    env::split_paths(&folders).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+}
+
+/// What `nvcc --version` says.
+fn version(nvcc: &Path) -> Result<String, String> {
+    let asked = Command::new(nvcc).arg("--version").output().map_err(|error| error.to_string())?;
+    match asked.status.success() {
+        true => Ok(String::from_utf8_lossy(&asked.stdout).into_owned()),
+        false => Err(format!("{}: {}", asked.status, String::from_utf8_lossy(&asked.stderr).trim())),
     }
 }
 

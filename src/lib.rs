@@ -7,7 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`ids`], [`error`] | numbers that cannot be swapped; who is at fault |
-//! | [`backend`] | the device: what a step is, the ops of a transformer, the CPU's |
+//! | [`backend`] | the device: what a step is, the ops of a transformer, the CPU's and the GPU's |
 //! | [`model`] | a checkpoint as a spec, its tensors, ranks; the one decoder, as an executor of steps |
 //! | [`pool`] | slots: who holds them, and what their contents were computed from |
 //! | [`sampling`], [`text`] | parameters and stopping; text to tokens and back |

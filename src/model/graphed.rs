@@ -63,7 +63,9 @@ pub fn step_rows(max_rows: usize, max_tokens: usize) -> Vec<usize> {
     let mut rows = measured_rows(max_rows);
     let mut next = max_rows.next_power_of_two().max(64);
     while next < max_tokens {
-        rows.extend([next, next + next / 2].into_iter().filter(|&n| n > max_rows && n < max_tokens));
+        let between = if next < 1024 { next + next / 2 } else { next };
+        rows.extend([next, between].into_iter().filter(|&n| n > max_rows && n < max_tokens));
+        rows.dedup();
         next *= 2;
     }
     rows.extend((max_tokens > max_rows).then_some(max_tokens));

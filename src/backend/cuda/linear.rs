@@ -27,7 +27,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms of cuBLASLt that are tried, for products that are bound by the weights and for those bound by arithmetic,
 /// where its first guesses are further off.
 const N_CANDIDATES: usize = 8;
-const N_LARGE_CANDIDATES: usize = 16;
+const N_LARGE_CANDIDATES: usize = 12;
 /// Rows from which arithmetic is the bound.
 const LARGE_ROWS: usize = 512;
 /// Ways that are measured a second time.
@@ -186,7 +186,9 @@ impl Linear {
     /// The best ways of making a product alone, best first.
     fn finalists(&self, call: &Call<'_>, weights: &[&Weight]) -> Result<Vec<Choice>> {
         let n_bytes: usize = call.weight.outputs * call.weight.stride * 2;
-        let n = ROTATED_BYTES.div_ceil(n_bytes.max(1)).clamp(1, weights.len().max(1));
+        // What is bound by arithmetic is the same wherever its weights lie.
+        let rotated = if call.rows < LARGE_ROWS { ROTATED_BYTES } else { n_bytes };
+        let n = rotated.div_ceil(n_bytes.max(1)).clamp(1, weights.len().max(1));
         let weights = weights.get(..n).unwrap_or(&[]);
         let own = (0..self.n_own_variants(call)).map(|variant| Choice::Own { variant });
         let n_candidates = if call.rows < LARGE_ROWS { N_CANDIDATES } else { N_LARGE_CANDIDATES };
