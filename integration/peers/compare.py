@@ -15,13 +15,9 @@ HERE = Path(__file__).parent
 
 
 def read(path):
-<<<<<<< HEAD
-    return json.loads(path.read_text()) if path.is_file() else None
-=======
     """None where there is no file, or an empty one of a run that was broken off."""
     text = path.read_text() if path.is_file() else ""
     return json.loads(text) if text else None
->>>>>>> peers
 
 
 def ours(folder):
@@ -31,14 +27,9 @@ def ours(folder):
         point = f"{row['what']} {row['rows']} × {row.get('context') or row.get('len')}"
         times[point], floors[point] = row["ms"], row["floor_ms"]
     for path in folder.glob("bench-*.json"):
-<<<<<<< HEAD
-        [load] = read(path)["loads"]
-        if load["n_failed"] == 0:
-=======
         report = read(path)
         if report and report["loads"][0]["n_failed"] == 0:
             [load] = report["loads"]
->>>>>>> peers
             times[requests(load["n_done"])] = load["duration_s"]
     return times, floors
 

@@ -10,10 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export OUT=${OUT:-$(mktemp -d)} HF_HUB_OFFLINE=1
 mkdir -p "$OUT"
-<<<<<<< HEAD
-=======
 rm -f "$OUT"/{torch,transformers,gpu}.json "$OUT"/bench-*.json
->>>>>>> peers
 
 if [ -n "${KVSHARD_BIN_DIR:-}" ]; then
   kvshard=$KVSHARD_BIN_DIR/kvshard steps=("$KVSHARD_BIN_DIR/bench-gpu")
@@ -31,11 +28,7 @@ part() {
 
 requests() {
   local socket=$OUT/shard
-<<<<<<< HEAD
-  "$kvshard" serve "$here/llama-3.1-8b" --device cuda --load-format dummy --max-lanes 256 --uds-path "$socket" \
-=======
   timeout 300 "$kvshard" serve "$here/llama-3.1-8b" --device cuda --load-format dummy --max-lanes 256 --uds-path "$socket" \
->>>>>>> peers
     --max-batch-prefill-tokens 8192 >"$OUT/serve.log" 2>&1 &
   local shard=$!
   # Its socket is there once it is ready.
@@ -45,12 +38,8 @@ requests() {
   done
   for n in 256 64 1; do
     timeout 60 "$kvshard" bench --url "unix://$socket-0" --exclusive --at-once -n "$n" --input-tokens 512 \
-<<<<<<< HEAD
-      --output-tokens 128 --max-batch-prefill-tokens 8192 --json "$OUT/bench-$n.json"
-=======
       --output-tokens 128 --max-batch-prefill-tokens 8192 --json "$OUT/bench-$n.json" ||
       echo "failed: $n requests"
->>>>>>> peers
   done
   kill "$shard"
   wait "$shard"
