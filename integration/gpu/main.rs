@@ -15,3 +15,4 @@ mod soak;
 #[path = "../support/mod.rs"]
 mod support;
 mod visitor;
+mod wide;
