@@ -58,7 +58,10 @@ tests() {
 }
 
 # Lines that the tests of the target `gpu` print.
-figures() { grep -hE ' (log-probs|tokens|draws|requests|answers)[, ]' "$logs/$1.log" | sed 's/^/  /'; }
+figures() {
+  grep -hE ' (log-probs|tokens|draws|requests|answers)[, ]' "$logs/$1.log" | grep -v instead |
+    sed 's/^test .* \.\.\. //; s/^/  /'
+}
 
 sanitizer() {
   local candidate
@@ -95,7 +98,7 @@ for part in "${parts[@]}"; do
       ;;
     sanitize)
       if sanitizer >/dev/null; then
-        sanitize memcheck "$(ops)" conformance::cuda_bf16
+        sanitize memcheck "$(ops)" conformance::cuda
         sanitize racecheck "$(ops)" conformance::cuda_bf16::attend conformance::cuda_bf16::greedy \
           conformance::cuda_bf16::a_lane conformance::cuda_bf16::targets
       else

@@ -2,8 +2,9 @@
 
 use kvshard::model::checkpoint::DType;
 
-/// Bounds in nats, for models of a few layers whose logits are below about 10. Activations are rounded after every op,
-/// to 8 bits of precision in bf16 and to 11 in f16, so bounds of the two are about 8 apart.
+/// Bounds in nats, for models of a few layers whose logits are below about 10: half as much again as was seen on an H200,
+/// where f16 erred by 0.0024 on average and bf16 by 0.023. Activations are rounded after every op, to 11 bits of precision
+/// in f16 and to 8 in bf16, which accounts for the factor between them.
 #[derive(Debug, Clone, Copy)]
 pub struct Noise {
     /// Mean distance from the f32 result, over all compared log-probabilities of a fixture.
@@ -17,8 +18,8 @@ pub struct Noise {
 impl Noise {
     pub fn of(dtype: DType) -> Noise {
         match dtype {
-            DType::F16 => Noise { mean: 0.005, largest: 0.03, margin: 0.03 },
-            DType::BF16 | DType::F32 => Noise { mean: 0.02, largest: 0.2, margin: 0.2 },
+            DType::F16 => Noise { mean: 0.004, largest: 0.04, margin: 0.03 },
+            DType::BF16 | DType::F32 => Noise { mean: 0.035, largest: 0.35, margin: 0.2 },
         }
     }
 }

@@ -24,8 +24,8 @@ use crate::visitor::{Visit, Visitor};
 const SECONDS: &str = "KVSHARD_SOAK_SECONDS";
 const DEFAULT_SECONDS: u64 = 3;
 
-const POOL: u32 = 16_384;
-const OWN_SLOTS: u32 = 8192;
+const POOL: u32 = 32_768;
+const OWN_SLOTS: u32 = 20_000;
 const N_VISITORS: u32 = 6;
 /// Steps between two looks at the memory.
 const STEPS_A_LOOK: usize = 200;

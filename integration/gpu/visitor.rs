@@ -156,8 +156,8 @@ impl Visitor {
         match self.dice.roll(40) {
             0..8 => self.prefill(Some(batch)).await,
             8 => self.filter_some(batch).await,
-            9 if self.dice.once_in(3) => self.clear(batch).await,
-            10 if self.dice.once_in(3) => self.leave(batch).await,
+            9 if self.dice.once_in(8) => self.clear(batch).await,
+            10 if self.dice.once_in(8) => self.leave(batch).await,
             11 => self.ask_for_nonsense().await,
             _ => self.decode(batch).await,
         }
@@ -190,7 +190,7 @@ impl Visitor {
             text.push(' ');
             text.push_str(dice.pick(&WORDS));
         }
-        let max_new_tokens = 1 + dice.roll(40);
+        let max_new_tokens = 1 + dice.roll(80);
         let mut parameters = greedy();
         let is_greedy = !dice.once_in(3);
         if !is_greedy {
