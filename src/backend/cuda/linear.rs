@@ -31,9 +31,16 @@ const N_LARGE_CANDIDATES: usize = 12;
 /// Rows from which arithmetic is the bound.
 const LARGE_ROWS: usize = 512;
 /// Ways that are measured a second time.
-const N_FINALISTS: usize = 5;
+const N_FINALISTS: usize = 6;
 /// Layers of a chain, whose weights no cache holds together.
-const N_CHAINED: usize = 3;
+const N_CHAINED: usize = 4;
+/// Passes over a chain that are measured together: a few milliseconds, after as many unmeasured ones, so that clocks and
+/// power are those of sustained work.
+const N_CHAIN_PASSES: usize = 6;
+/// How often every product of a chain may change its way.
+const N_ROUNDS: usize = 2;
+/// By how much a way must shorten the chain to be taken: less is noise.
+const WORTHWHILE: f32 = 0.998;
 /// Bytes of weights over which a measurement rotates, so that they come from memory as they do in a step: more than
 /// twice the largest cache.
 const ROTATED_BYTES: usize = 256 << 20;
@@ -166,11 +173,11 @@ impl Linear {
         if is_chain && best.iter().all(Option::is_some) {
             let mut chosen: Vec<Choice> = best.iter().flatten().copied().collect();
             let mut least = self.time_chain(products, &chosen)?;
-            for (number, ways) in finalists.iter().enumerate() {
-                for way in &ways[1..] {
+            for (number, ways) in (0..N_ROUNDS).flat_map(|_| finalists.iter().enumerate()) {
+                for way in ways {
                     let before = std::mem::replace(&mut chosen[number], *way);
                     let time = self.time_chain(products, &chosen)?;
-                    if time < least { least = time } else { chosen[number] = before }
+                    if time < WORTHWHILE * least { least = time } else { chosen[number] = before }
                 }
             }
             best = chosen.into_iter().map(Some).collect();
@@ -195,21 +202,26 @@ impl Linear {
         let library = self.candidates(call, n_candidates)?.into_iter().map(Choice::Library);
         let mut timed = Vec::new();
         for choice in own.chain(library) {
-            timed.extend(self.time(call, weights, &choice)?.map(|time| (time, choice)));
+            timed.extend(self.time(call, weights, &choice, 1)?.map(|time| (time, choice)));
         }
         timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         timed.truncate(N_FINALISTS);
+        let n_passes = if call.rows <= 2 * LARGE_ROWS { 8 } else { 3 };
         for (time, choice) in &mut timed {
-            for _ in 0..3 {
-                *time = time.min(self.time(call, weights, choice)?.unwrap_or(f32::INFINITY));
-            }
+            *time = self.time(call, weights, choice, n_passes)?.unwrap_or(f32::INFINITY);
         }
         timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         Ok(timed.into_iter().map(|(_, choice)| choice).collect())
     }
 
-    /// A pass over the weights, one after the other: microseconds a product, or `None` if it cannot be made so.
-    fn time(&self, call: &Call<'_>, weights: &[&Weight], choice: &Choice) -> Result<Option<f32>> {
+    /// Passes over the weights, one after the other: microseconds a product, or `None` if it cannot be made so.
+    fn time(
+        &self,
+        call: &Call<'_>,
+        weights: &[&Weight],
+        choice: &Choice,
+        n_passes: usize,
+    ) -> Result<Option<f32>> {
         let pass = || -> Result<bool> {
             for weight in weights {
                 if !self.run_by(&Call { weight, ..*call }, choice)? {
@@ -221,12 +233,12 @@ impl Linear {
         if !pass()? {
             return Ok(None);
         }
-        let time = self.elapsed(|| pass().map(drop))?;
-        Ok(Some(time / weights.len() as f32))
+        let time = self.elapsed(|| (0..n_passes).try_for_each(|_| pass().map(drop)))?;
+        Ok(Some(time / (n_passes * weights.len()) as f32))
     }
 
     /// Some layers' products in their order, recorded. Between them a step has small kernels, for which a norm stands in;
-    /// only what a gate makes is taken by the next product at once. The shortest of some passes, in microseconds.
+    /// only what a gate makes is taken by the next product at once. In microseconds.
     fn time_chain(&self, products: &[(Call<'_>, &[&Weight])], choices: &[Choice]) -> Result<f32> {
         let n_layers = products.iter().map(|(_, weights)| weights.len()).min().unwrap_or(0).min(N_CHAINED);
         let chain = super::graph::capture(&self.device, || {
@@ -243,12 +255,9 @@ impl Linear {
             }
             Ok(())
         })?;
-        chain.launch()?;
-        let mut least = f32::INFINITY;
-        for _ in 0..4 {
-            least = least.min(self.elapsed(|| chain.launch())?);
-        }
-        Ok(least)
+        let passes = || (0..N_CHAIN_PASSES).try_for_each(|_| chain.launch());
+        passes()?;
+        Ok(self.elapsed(passes)? / N_CHAIN_PASSES as f32)
     }
 
     /// A norm of the product's own inputs, in place: any weights will do.
