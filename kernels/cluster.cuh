@@ -1,4 +1,5 @@
-// Thread blocks that share a piece of work, and reach into each other's shared memory where the device has clusters.
+// Thread blocks that share a piece of work, and reach into each other's shared memory where the device has
+// clusters.
 #pragma once
 
 #include "common.cuh"
@@ -47,7 +48,8 @@ struct Cluster {
     wait();
   }
 
-  // A variable in shared memory as the block of that rank has it. No block may end while others use its variables.
+  // A variable in shared memory as the block of that rank has it. No block may end while others use its
+  // variables.
   template <typename T>
   __device__ __forceinline__ static T *of(T *variable, uint32_t rank) {
     T *theirs = variable;

@@ -10,8 +10,8 @@ constexpr int kWarps = kThreads / kWarp;
 // Loads four logits, those beyond the row as −∞.
 __device__ __forceinline__ float4 load_group(const float *row, int32_t vocab, int32_t at, bool aligned) {
   if (aligned && at + 4 <= vocab) return *reinterpret_cast<const float4 *>(row + at);
-  return make_float4(row[at], at + 1 < vocab ? row[at + 1] : -kInfinity, at + 2 < vocab ? row[at + 2] : -kInfinity,
-                     at + 3 < vocab ? row[at + 3] : -kInfinity);
+  return make_float4(row[at], at + 1 < vocab ? row[at + 1] : -kInfinity,
+                     at + 2 < vocab ? row[at + 2] : -kInfinity, at + 3 < vocab ? row[at + 3] : -kInfinity);
 }
 
 // A block a row.
@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(kThreads) target_logprobs_kernel(kv_target_log
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = summary;
   __syncthreads();
   if (threadIdx.x >= kWarp) return;
-  summary = Summary::warp_merge(threadIdx.x < kWarps ? warps[threadIdx.x] : Summary::none(),
-                                kLog2e);
+  summary = Summary::warp_merge(threadIdx.x < kWarps ? warps[threadIdx.x] : Summary::none(), kLog2e);
   if (threadIdx.x > 0) return;
   const float logprob = (row[p.targets[blockIdx.x]] - summary.max) - logf(summary.sum);
   p.logprobs[blockIdx.x] = summary.valid() ? logprob : __int_as_float(0x7fc00000);

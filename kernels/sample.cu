@@ -1,7 +1,8 @@
 // The choice of tokens, stage by stage as src/backend/cpu/sample.rs makes it.
 //
-// Where the device has clusters, eight blocks read a row once, keep it in shared memory, and agree by reading each
-// other's; elsewhere one block works on the row in place. Nothing depends on what other rows are in the batch.
+// Where the device has clusters, eight blocks read a row once, keep it in shared memory, and agree by reading
+// each other's; elsewhere one block works on the row in place. Nothing depends on what other rows are in the
+// batch.
 #include <algorithm>
 
 #include "cluster.cuh"
@@ -19,7 +20,9 @@ constexpr int kClusterBlocks = 8;
 constexpr int kBlocksPerSm = 2;
 
 // Ids of a block: whole groups of four.
-constexpr uint32_t slice_ids(uint32_t vocab, uint32_t blocks) { return ((vocab + blocks - 1) / blocks + 3) / 4 * 4; }
+constexpr uint32_t slice_ids(uint32_t vocab, uint32_t blocks) {
+  return ((vocab + blocks - 1) / blocks + 3) / 4 * 4;
+}
 
 // What a thread, a warp, a block found of a row's logits.
 struct Logits {
@@ -94,7 +97,8 @@ struct Candidate {
   uint32_t id;
 };
 
-// Where a selection stops: what is below this key is dropped, and of those at it, where ties are cut, the ids from `cut`.
+// Where a selection stops: what is below this key is dropped, and of those at it, where ties are cut, the ids
+// from `cut`.
 struct Stop {
   uint32_t key;
   uint32_t cut;
@@ -135,7 +139,8 @@ __device__ Part merge(const Part &mine, Parts<Part, kBlocks> &parts, Args... arg
 // ---- before the choice ----
 
 // Starts the copying of a block's part of a row to shared memory; a thread copies what it will read.
-__device__ void copy_async(const Slice<true> &slice, const float *row) {
+template <typename Slice>
+__device__ void copy_async(const Slice &slice, const float *row) {
   const float *from = row + slice.first;
   const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
   for (uint32_t at = 4 * threadIdx.x; at < slice.n; at += 4 * kThreads) {
@@ -146,7 +151,8 @@ __device__ void copy_async(const Slice<true> &slice, const float *row) {
     }
     for (uint32_t i = 0; i < 4; ++i) {
       if (at + i < slice.n) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + 4 * i), "l"(from + at + i) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + 4 * i), "l"(from + at + i)
+                     : "memory");
       } else {
         slice.values[at + i] = -kInfinity;
       }
@@ -158,8 +164,8 @@ __device__ void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Watermark and penalties, in place.
 template <typename Slice>
-__device__ void bias(const Slice &slice, const kv_sample_params &p, const kv_draft &draft, const kv_sampling &sampling,
-                     void *scratch) {
+__device__ void bias(const Slice &slice, const kv_sample_params &p, const kv_draft &draft,
+                     const kv_sampling &sampling, void *scratch) {
   const bool watermark = sampling.watermark_gamma > 0.f;
   const float repetition = sampling.repetition_penalty, frequency = sampling.frequency_penalty;
   const bool penalise = sampling.penalised && (repetition != 1.f || frequency != 0.f);
@@ -243,16 +249,16 @@ __device__ bool filters(const kv_sampling &sampling) {
   return sampling.top_k != 0 || sampling.top_p < 1.f || sampling.typical_p < 1.f;
 }
 
-// The most that may be dropped so that `p` of the mass `whole` stays, and the likeliest in any case; of this, `total` has
-// not been dropped before.
+// The most that may be dropped so that `p` of the mass `whole` stays, and the likeliest in any case; of this,
+// `total` has not been dropped before.
 __device__ uint64_t tail(uint64_t whole, uint64_t total, float p) {
   const uint64_t bound = __double2ull_rd((1. - static_cast<double>(p)) * static_cast<double>(whole));
   const uint64_t dropped = whole > total ? whole - total : 0;
   return min(bound > dropped ? bound - dropped : 0, total - 1);
 }
 
-// Candidates in the scratch of the scope's first block, one for each of its threads. All threads call; with more than that
-// they are not kept. Returns how many there are.
+// Candidates in the scratch of the scope's first block, one for each of its threads. All threads call; with
+// more than that they are not kept. Returns how many there are.
 template <typename Scope, typename Pool, typename Wanted, int kBlocks>
 __device__ uint32_t gather(Pool &pool, const Wanted &wanted, Shared<kBlocks> &shared) {
   uint32_t *n = Scope::of(&shared.n_gathered, 0);
@@ -275,8 +281,8 @@ __device__ uint32_t gather(Pool &pool, const Wanted &wanted, Shared<kBlocks> &sh
 
 // Ends a selection whose first digit is known.
 template <typename Scope, typename Pool, typename Order, typename Weight, int kBlocks>
-__device__ Stop settle(Pool &pool, const Order &order, const Weight &weight, const Coarse &coarse, bool cut_ties,
-                       Shared<kBlocks> &shared) {
+__device__ Stop settle(Pool &pool, const Order &order, const Weight &weight, const Coarse &coarse,
+                       bool cut_ties, Shared<kBlocks> &shared) {
   if constexpr (Scope::kSize > 1) {
     // The first block settles it alone among the few that the digit leaves.
     const auto wanted = [&](float score, uint32_t id) {
@@ -334,7 +340,8 @@ __device__ Filter typical(Pool &pool, float p, Filter filter, Shared<kBlocks> &s
   const Moments all = merge<Scope>(mine, shared.moments);
   // −ln p(x) less the entropy is E[score] − score.
   const double centre = -static_cast<double>(all.first) / static_cast<double>(all.sum);
-  // What is farther below the centre than any is above, and less in all than may be dropped, is among what is dropped.
+  // What is farther below the centre than any is above, and less in all than may be dropped, is among what is
+  // dropped.
   const double least = log((1. - p) * static_cast<double>(all.sum) * 0x1p-44 / kMaxVocab);
   const float lowest = static_cast<float>(fmin(least, 2. * centre)) - 0.01f;
   if (lowest > filter.lowest) filter = Filter::from(lowest);
@@ -370,7 +377,9 @@ __device__ Filter warp_scores(Pool &pool, const kv_sampling &sampling, const Nar
   if (sampling.top_p < 1.f) {
     const ByScore order(filter);
     const uint64_t whole = narrowed.whole;
-    const auto bound = [=](uint64_t total) { return tail(whole != 0 ? whole : total, total, sampling.top_p); };
+    const auto bound = [=](uint64_t total) {
+      return tail(whole != 0 ? whole : total, total, sampling.top_p);
+    };
     bool found = narrowed.known;
     if (found) {
       coarse = narrowed.top_p;
@@ -387,15 +396,16 @@ __device__ Filter warp_scores(Pool &pool, const kv_sampling &sampling, const Nar
   return filter;
 }
 
-// Whether a candidate may be ahead of `bar` in the exponential race, without looking closely. Its exponential draw is above
-// its uniform one, so it is only if that is at most exp(score − bar).
+// Whether a candidate may be ahead of `bar` in the exponential race, without looking closely. Its exponential
+// draw is above its uniform one, so it is only if that is at most exp(score − bar).
 __device__ __forceinline__ bool may_win(float score_log2, float bar, uint32_t word) {
   const float limit = exp2f(fmaf(-bar, kLog2e, score_log2));
   const float uniform = __uint_as_float(0x3f800000u | word >> 9) - 1.f;
   return !(uniform > fmaf(limit, 1.001f, 0x1p-22f));
 }
 
-// Arg-max, or an exponential race: the largest p / e with e from the exponential distribution is a draw from p.
+// Arg-max, or an exponential race: the largest p / e with e from the exponential distribution is a draw from
+// p.
 template <typename Scope, typename Pool, int kBlocks>
 __device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t position, const Filter &filter,
                          Shared<kBlocks> &shared) {
@@ -435,10 +445,11 @@ __device__ Winner choose(Pool &pool, const kv_sampling &sampling, uint32_t posit
   return merge<Scope>(mine, shared.winners);
 }
 
-// The race where nothing is ruled out, over logits. Few can beat the likeliest, and most are told from those by a bound.
+// The race where nothing is ruled out, over logits. Few can beat the likeliest, and most are told from those
+// by a bound.
 template <typename Scope, typename Slice, int kBlocks>
-__device__ Winner race(const Slice &slice, const Scores &scores, uint32_t likeliest, const kv_sampling &sampling,
-                       uint32_t position, Shared<kBlocks> &shared) {
+__device__ Winner race(const Slice &slice, const Scores &scores, uint32_t likeliest,
+                       const kv_sampling &sampling, uint32_t position, Shared<kBlocks> &shared) {
   const auto words_of = [&](uint32_t id) { return draw_words(sampling.seed, position, id / 4); };
   const float rate = kLog2e * scores.reciprocal;
   const uint4 first = words_of(likeliest);
@@ -464,7 +475,8 @@ __device__ Winner race(const Slice &slice, const Scores &scores, uint32_t likeli
   return merge<Scope>(mine, shared.winners);
 }
 
-// The n likeliest candidates, likeliest first, ties by the lowest id; written by the first block. Returns their number.
+// The n likeliest candidates, likeliest first, ties by the lowest id; written by the first block. Returns
+// their number.
 template <typename Scope, typename Pool, int kBlocks>
 __device__ uint32_t report(Pool &pool, Filter filter, uint32_t n, double log_sum, kv_alternative *out,
                            Shared<kBlocks> &shared) {
@@ -479,7 +491,8 @@ __device__ uint32_t report(Pool &pool, Filter filter, uint32_t n, double log_sum
   pool.each([&](uint32_t id, float4 group) {
     const float scores[4] = {group.x, group.y, group.z, group.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) likeliest = fmaxf(likeliest, keeps(scores[i], id + i) ? scores[i] : -kInfinity);
+    for (int i = 0; i < 4; ++i)
+      likeliest = fmaxf(likeliest, keeps(scores[i], id + i) ? scores[i] : -kInfinity);
     return true;
   });
   Held of_thread = Held::one(likeliest, 0);
@@ -525,10 +538,12 @@ __device__ void conclude(const kv_sample_params &p, const kv_draft &draft, const
   }
 }
 
-// The stages over a pool that holds the candidates of interest. Without filters, `winner` and `log_sum` are known.
+// The stages over a pool that holds the candidates of interest. Without filters, `winner` and `log_sum` are
+// known.
 template <typename Scope, typename Pool, int kBlocks>
-__device__ void finish(Pool &pool, const kv_sample_params &p, const kv_draft &draft, const kv_sampling &sampling,
-                       const Narrowed &narrowed, Winner winner, double log_sum, Shared<kBlocks> &shared) {
+__device__ void finish(Pool &pool, const kv_sample_params &p, const kv_draft &draft,
+                       const kv_sampling &sampling, const Narrowed &narrowed, Winner winner, double log_sum,
+                       Shared<kBlocks> &shared) {
   Filter filter = Filter::from(narrowed.lowest);
   if (filters(sampling)) {
     filter = warp_scores<Scope>(pool, sampling, narrowed, shared);
@@ -604,7 +619,8 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
     }
   }
 
-  // Which logits, less the largest, are of interest. As many threads as are wanted have one at least as large as that.
+  // Which logits, less the largest, are of interest. As many threads as are wanted have one at least as large
+  // as that.
   float edge = Filter::kLowest;
   const uint32_t likeliest = filtered ? sampling.top_k : sampling.top_n;
   const bool by_mass = filtered && sampling.top_k == 0 && sampling.top_p < 1.f;
@@ -614,7 +630,8 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
     const auto excess = [=](uint64_t n) { return n > likeliest ? n - likeliest : n; };
     Coarse coarse;
     if (shared.selection.template first_digit<Blocks>(largest, order, Count(), excess, &coarse)) {
-      edge = unordered(coarse.keys.low) * 1.000002f;  // Quotients by the temperature may be equal where logits are not.
+      edge = unordered(coarse.keys.low) *
+             1.000002f;  // Quotients by the temperature may be equal where logits are not.
     }
   } else if (by_mass) {
     // All that is below this is less than top-p drops.
@@ -627,7 +644,8 @@ __device__ void sample_row(const kv_sample_params &p, Shared<kBlocks> &shared, f
     const uint64_t whole = narrowed.whole = Mass::units(summary.sum);
     const auto bound = [=](uint64_t total) { return tail(whole, total, sampling.top_p); };
     const ByScore order(Filter::from(narrowed.lowest));
-    narrowed.known = shared.selection.template first_digit<Blocks>(slice, order, Mass(), bound, &narrowed.top_p);
+    narrowed.known =
+        shared.selection.template first_digit<Blocks>(slice, order, Mass(), bound, &narrowed.top_p);
     narrowed.lowest = fmaxf(narrowed.lowest, unordered(narrowed.top_p.keys.low));
     slice.each([&](uint32_t, float4 group) { return largest_of(group) >= narrowed.lowest; });
   }
@@ -683,9 +701,9 @@ int kv_sample(const kv_sample_params *params, kv_stream stream) {
   if (major < 9 || sizeof(Shared<kClusterBlocks>) + slice_bytes > static_cast<size_t>(shared_bytes)) {
     return launch(sample_block_kernel, dim3(params->max_rows), dim3(kThreads), 0, stream, *params);
   }
-  const cudaError_t error = cudaFuncSetAttribute(sample_cluster_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(slice_bytes));
+  const cudaError_t error = cudaFuncSetAttribute(
+      sample_cluster_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(slice_bytes));
   if (error != cudaSuccess) return error;
-  return launch(sample_cluster_kernel, dim3(params->max_rows * kClusterBlocks), dim3(kThreads), slice_bytes, stream,
-                *params);
+  return launch(sample_cluster_kernel, dim3(params->max_rows * kClusterBlocks), dim3(kThreads), slice_bytes,
+                stream, *params);
 }

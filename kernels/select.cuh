@@ -1,7 +1,9 @@
-// Finds a bound in a row of scores without sorting it: which of the least are to be dropped, by number or by mass.
+// Finds a bound in a row of scores without sorting it: which of the least are to be dropped, by number or by
+// mass.
 //
-// A radix selection from the top digit down, where the digits are bins of a histogram in shared memory. Masses are added
-// as integers, so that the order of additions does not matter and equal rows give equal results.
+// A radix selection from the top digit down, where the digits are bins of a histogram in shared memory.
+// Masses are added as integers, so that the order of additions does not matter and equal rows give equal
+// results.
 #pragma once
 
 #include "cluster.cuh"
@@ -19,8 +21,8 @@ __device__ __forceinline__ float largest_of(float4 x) { return fmaxf(fmaxf(x.x, 
 
 // ---- pools: where candidates are found, in groups of four consecutive ids ----
 
-// What a block holds of a row. A thread touches only groups of its own, so passes need no barrier between them. Ids from
-// the end of the row to the end of a group have −∞.
+// What a block holds of a row. A thread touches only groups of its own, so passes need no barrier between
+// them. Ids from the end of the row to the end of a group have −∞.
 template <bool kShared>
 struct Slice {
   float *values;   // Shared memory, whole groups; or the row itself.
@@ -32,8 +34,8 @@ struct Slice {
 
   __device__ __forceinline__ float4 load(uint32_t at) const {
     if constexpr (kShared) return *reinterpret_cast<const float4 *>(values + at);
-    return make_float4(values[at], at + 1 < n ? values[at + 1] : -kInfinity, at + 2 < n ? values[at + 2] : -kInfinity,
-                       at + 3 < n ? values[at + 3] : -kInfinity);
+    return make_float4(values[at], at + 1 < n ? values[at + 1] : -kInfinity,
+                       at + 2 < n ? values[at + 2] : -kInfinity, at + 3 < n ? values[at + 3] : -kInfinity);
   }
 
   __device__ __forceinline__ void store(uint32_t at, float4 x) const {
@@ -209,7 +211,8 @@ class ByTypicality {
   }
   __device__ __forceinline__ bool near(float, Keys) const { return true; }
 
-  // The filter less the candidates with keys below this one: those of an interval stay. Called by whole warps.
+  // The filter less the candidates with keys below this one: those of an interval stay. Called by whole
+  // warps.
   __device__ Filter typical(uint32_t key_) const {
     const uint32_t all_low = ordered(filter_.lowest), all_high = ordered(0.f);
     const auto stays = [&](uint32_t score) { return key(unordered(score), 0) >= key_; };
@@ -299,15 +302,16 @@ struct Coarse {
   uint64_t rest;  // What may be dropped of them.
 };
 
-// In shared memory, for clusters of kBlocks blocks. Every thread of the scope, the cluster or one block of it, takes part
-// in a selection and gets its outcome.
+// In shared memory, for clusters of kBlocks blocks. Every thread of the scope, the cluster or one block of
+// it, takes part in a selection and gets its outcome.
 template <int kBlocks, int kThreads>
 class Selection {
  public:
-  // Where to stop if candidates are dropped in the order while their weights add up to at most bound(sum of all weights),
-  // as the first digit has it. False: that is everyone or no one, so nothing is to be dropped.
+  // Where to stop if candidates are dropped in the order while their weights add up to at most bound(sum of
+  // all weights), as the first digit has it. False: that is everyone or no one, so nothing is to be dropped.
   template <typename Scope, typename Pool, typename Order, typename Weight, typename Bound>
-  __device__ bool first_digit(Pool &pool, const Order &order, const Weight &weight, const Bound &bound, Coarse *coarse) {
+  __device__ bool first_digit(Pool &pool, const Order &order, const Weight &weight, const Bound &bound,
+                              Coarse *coarse) {
     clear();
     pool.each([&](uint32_t id, float4 group) {
       const float scores[4] = {group.x, group.y, group.z, group.w};
@@ -380,20 +384,21 @@ class Selection {
     __syncthreads();
   }
 
-  // Adds to a number in shared memory unless that changes nothing; returns what it was. Predicated: no branch.
+  // Adds to a number in shared memory unless that changes nothing; returns what it was. Predicated: no
+  // branch.
   __device__ __forceinline__ static uint32_t add(uint32_t *number, uint32_t x) {
     uint32_t before = 0;
-    asm volatile(
-        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p atom.shared.add.u32 %0, [%1], %2;\n\t}"
-        : "+r"(before)
-        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(number))), "r"(x)
-        : "memory");
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p atom.shared.add.u32 %0, [%1], %2;\n\t}"
+                 : "+r"(before)
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(number))), "r"(x)
+                 : "memory");
     return before;
   }
 
-  // Adds those of a group that are in. Flat rows would have every thread of a warp wait for the same bin four times: a
-  // group of one bin is added at once.
-  __device__ __forceinline__ void add(const float (&)[4], const uint32_t (&bins)[4], const bool (&in)[4], Count) {
+  // Adds those of a group that are in. Flat rows would have every thread of a warp wait for the same bin four
+  // times: a group of one bin is added at once.
+  __device__ __forceinline__ void add(const float (&)[4], const uint32_t (&bins)[4], const bool (&in)[4],
+                                      Count) {
     uint32_t counts[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) counts[i] = in[i];
@@ -405,7 +410,8 @@ class Selection {
   }
 
   // Shared memory adds 32 bits at a time; carries go to the upper half.
-  __device__ __forceinline__ void add(const float (&scores)[4], const uint32_t (&bins)[4], const bool (&in)[4], Mass mass) {
+  __device__ __forceinline__ void add(const float (&scores)[4], const uint32_t (&bins)[4],
+                                      const bool (&in)[4], Mass mass) {
     uint64_t masses[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) masses[i] = mass(in[i] ? scores[i] : -kInfinity);
@@ -463,7 +469,8 @@ class Selection {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const uint32_t bin = first + i;
-      weights[i] = Scope::kSize > 1 ? *Scope::of(&share_[bin % kShare], bin / kShare) : weight_of<Scope, Weight>(bin, 0);
+      weights[i] = Scope::kSize > 1 ? *Scope::of(&share_[bin % kShare], bin / kShare)
+                                    : weight_of<Scope, Weight>(bin, 0);
       mine += weights[i];
     }
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

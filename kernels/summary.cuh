@@ -1,4 +1,5 @@
-// What log-probabilities need to know of a row of logits, in one pass, as a value: parts merge in any grouping.
+// What log-probabilities need to know of a row of logits, in one pass, as a value: parts merge in any
+// grouping.
 #pragma once
 
 #include "common.cuh"
@@ -25,8 +26,8 @@ __device__ __forceinline__ float unordered(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// The largest of some logits, the lowest id that has it, and the sum of exponentials (Milakov and Gimelshein, "Online
-// normalizer calculation for softmax").
+// The largest of some logits, the lowest id that has it, and the sum of exponentials (Milakov and Gimelshein,
+// "Online normalizer calculation for softmax").
 struct Summary {
   float max;
   uint32_t argmax;

@@ -1,4 +1,5 @@
-// The green list of src/backend/cpu/watermark.rs: the same ids, where the rounds of its Feistel network are looked up.
+// The green list of src/backend/cpu/watermark.rs: the same ids, where the rounds of its Feistel network are
+// looked up.
 //
 // Kirchenbauer et al., "A Watermark for Large Language Models", arXiv 2301.10226.
 #pragma once
@@ -14,8 +15,8 @@ class GreenList {
   static constexpr uint32_t kMaxVocab = 1u << 18;
   static constexpr int kTableNumbers = kRounds << 9;
 
-  // Fills `table`, kTableNumbers in shared memory. Called by every thread of the block, which is to be synchronised
-  // before `contains`.
+  // Fills `table`, kTableNumbers in shared memory. Called by every thread of the block, which is to be
+  // synchronised before `contains`.
   __device__ GreenList(uint16_t *table, uint32_t vocab, float gamma, uint32_t previous)
       : table_(table), vocab_(vocab), n_green_(static_cast<uint32_t>(static_cast<double>(vocab) * gamma)) {
     const int bits = vocab > 1 ? 32 - __clz(vocab - 1) : 0;
