@@ -76,6 +76,9 @@ int32_t kv_plan_decode_ints(int32_t max_rows);
 int64_t kv_attend_decode_workspace_bytes(int32_t max_rows, int32_t heads, int32_t kv_heads, int32_t head_dim);
 /* How the rows' keys are cut among blocks; once a step for each window. */
 int kv_plan_decode(const kv_plan_decode_params *params, kv_stream stream);
+/* Begins to read keys while the kernel before it still runs. So that one may write nothing that is read here but q and the
+ * row's own last key and value: all other keys, the rows, the slots and the plan must be older. Plan, rows and workspace
+ * begin at multiples of 16 bytes. */
 int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream);
 
 /* ---- attend_prefill.cu, attend_prefill_sm90.cu: runs of queries ---- */

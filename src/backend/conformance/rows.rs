@@ -174,8 +174,8 @@ pub fn linear_add_adds<B: Probe>(backend: &B) {
         let expected: Vec<f64> =
             products.iter().zip(&before).map(|(product, &before)| product + f64::from(before)).collect();
         let what = format!("{rows} rows, {inputs} → {outputs}");
-        // cuBLASLt rounds a product with a bias before it adds the residual.
-        let tolerance = 2.0 * B::TOLERANCE;
+        // cuBLASLt rounds also between product, bias and residual.
+        let tolerance = 4.0 * B::TOLERANCE;
         assert_sums_close(&backend.read(&residual), &expected, &products, tolerance, &what);
     }
 }
