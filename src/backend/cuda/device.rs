@@ -215,6 +215,13 @@ impl<T: Copy> Pinned<T> {
         self.pointer
     }
 
+    /// The address of a number.
+    pub fn at(&self, at: usize) -> *mut T {
+        debug_assert!(at < self.len);
+        // Not dereferenced here; kernels write there.
+        self.pointer.wrapping_add(at)
+    }
+
     /// Reads a number that the device may be writing.
     pub fn read(&self, at: usize) -> T {
         assert!(at < self.len);

@@ -11,9 +11,12 @@ mod conformance;
 mod device;
 mod ffi;
 mod graph;
+mod lanes;
 mod linear;
+mod results;
 mod step;
 mod tensor;
+mod tune;
 mod weight;
 
 use std::cell::OnceCell;

@@ -3,22 +3,18 @@
 //! A decode step whose members and order are those of the step before needs nothing from the host: the rows lie on the
 //! device, and the end of a step moves them on. Everything else is staged in pinned memory and copied in one piece.
 
-use std::collections::VecDeque;
 use std::mem::{offset_of, size_of};
 
 use super::device::{Buffer, Device, Pinned, launched};
+use super::lanes::Lanes;
+use super::results::{N_TURNS, Results};
 use super::{Kv, dtype_code, ffi};
-use crate::backend::step::{Feed, Sampled, StepInput, StepOutput};
+use crate::backend::step::{Feed, StepInput, StepOutput};
 use crate::backend::{Heads, LogitRows, StepShape};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
 use crate::model::rope::Lengths;
 use crate::model::spec::Mask;
-
-/// Steps that may be under way, each with its own staging and results.
-const N_TURNS: usize = 2;
-/// Numbers that lanes are started with, staged at once.
-const STAGED_NUMBERS: usize = 1 << 20;
 
 /// Lanes, and the step under way.
 pub struct Step {
@@ -34,13 +30,9 @@ pub struct Step {
     results: Results,
     /// One for each turn.
     staging: [Pinned<u32>; N_TURNS],
-    starts: Starts,
     /// The rows as they lie on the device once the steps under way have ended; empty when they are not a decode step's.
     resident: Vec<ffi::StepRow>,
     mode: Mode,
-    /// Steps begun.
-    n_begun: u32,
-    under_way: VecDeque<UnderWay>,
 }
 
 /// What the ops of the step that began last run over.
@@ -77,16 +69,6 @@ struct Layout {
     tiles: usize,
 }
 
-/// `[lanes]`, outliving steps.
-struct Lanes {
-    slots: Buffer,
-    prompt_lens: Buffer,
-    last: Buffer,
-    sampling: Buffer,
-    counts: Buffer,
-    context_lens: Buffer,
-}
-
 /// What a step is laid out in.
 struct Arrays {
     /// [`Head`], then what a mixed step stages.
@@ -119,31 +101,6 @@ struct Frequencies {
     amplitude: f32,
 }
 
-/// What steps produced, where the host reads it.
-struct Results {
-    finished: Buffer,
-    host_finished: Pinned<u32>,
-    /// `[turns, lanes]`.
-    choices: Pinned<ffi::Chosen>,
-    /// `[turns, lanes, KV_MAX_TOP_N]`.
-    tops: Pinned<ffi::Alternative>,
-    /// `[turns, max_tokens]`.
-    target_logprobs: Pinned<f32>,
-}
-
-/// What lanes are started with.
-struct Starts {
-    /// One for each turn.
-    staging: [Pinned<u32>; N_TURNS],
-    staged: Buffer,
-}
-
-struct UnderWay {
-    number: u32,
-    n_sampled: usize,
-    n_targets: usize,
-}
-
 impl Step {
     /// Sized for the largest step.
     pub fn new(device: &Device, dtype: DType, shape: StepShape) -> Result<Step> {
@@ -171,14 +128,7 @@ impl Step {
         };
         let plan = |mask: &Mask| Ok((*mask, words(plan_words as usize)?));
         Ok(Step {
-            lanes: Lanes {
-                slots: words(n_lanes * max_positions)?,
-                prompt_lens: words(n_lanes)?,
-                last: words(n_lanes)?,
-                sampling: device.alloc(n_lanes * size_of::<ffi::Sampling>())?,
-                counts: words(n_lanes * vocab)?,
-                context_lens: words(n_lanes)?,
-            },
+            lanes: Lanes::new(device, n_lanes, max_positions, vocab)?,
             arrays: Arrays {
                 staged: words(staged_words)?,
                 tokens: words(max_tokens)?,
@@ -197,25 +147,10 @@ impl Step {
                 lengths,
                 amplitude,
             },
-            results: Results {
-                finished: words(1)?,
-                host_finished: device.pinned(1)?,
-                choices: device.pinned(N_TURNS * n_lanes)?,
-                tops: device.pinned(N_TURNS * n_lanes * ffi::KV_MAX_TOP_N)?,
-                target_logprobs: device.pinned(N_TURNS * max_tokens)?,
-            },
+            results: Results::new(device, n_lanes, max_tokens)?,
             staging: [device.pinned(staged_words)?, device.pinned(staged_words)?],
-            starts: Starts {
-                staging: [
-                    device.pinned(start_words(max_positions))?,
-                    device.pinned(start_words(max_positions))?,
-                ],
-                staged: words(start_words(max_positions))?,
-            },
             resident: Vec::with_capacity(n_lanes),
             mode: Mode::Decode { max_rows: 0 },
-            n_begun: 0,
-            under_way: VecDeque::with_capacity(N_TURNS),
             device: device.clone(),
             dtype,
             shape,
@@ -224,11 +159,9 @@ impl Step {
 
     /// Takes a step's description to the device.
     pub fn begin(&mut self, input: &StepInput) -> Result<()> {
-        if self.under_way.len() == N_TURNS {
-            return Err(Error::Bug(format!("{N_TURNS} steps are under way already")));
-        }
+        self.results.check_room()?;
         if !input.starts.is_empty() {
-            self.start_lanes(input)?;
+            self.lanes.start(&input.starts, self.results.turn())?;
         }
         let sampled = input.rows.iter().filter(|row| row.sample).count();
         let decodes =
@@ -238,18 +171,13 @@ impl Step {
         } else {
             self.begin_mixed(input, sampled)?;
         }
-        self.under_way.push_back(UnderWay {
-            number: self.n_begun,
-            n_sampled: sampled,
-            n_targets: input.targets.len(),
-        });
-        self.n_begun = self.n_begun.wrapping_add(1);
+        self.results.expect(sampled, input.targets.len());
         Ok(())
     }
 
     /// The half of the results, and the staging, that the step about to begin uses.
     fn turn(&self) -> usize {
-        self.n_begun as usize % N_TURNS
+        self.results.turn()
     }
 
     fn begin_decode(&mut self, input: &StepInput) -> Result<()> {
@@ -291,7 +219,7 @@ impl Step {
         let tile =
             unsafe { ffi::kv_prefill_tile_tokens(heads as i32, kv_heads as i32, head_dim as i32) }.max(1);
         let turn = self.turn();
-        let first_result = (turn * self.shape.n_lanes) as i32;
+        let first_result = self.results.first_choice() as i32;
         let words = self.staging[turn].as_mut_slice();
         let mut stage = Stage { words, used: HEAD_WORDS };
         let (mut token, mut prompt) = (0, 0);
@@ -349,84 +277,6 @@ impl Step {
         Ok(())
     }
 
-    /// Gives lanes their slots and parameters.
-    fn start_lanes(&mut self, input: &StepInput) -> Result<()> {
-        let mut starts = &input.starts[self.start_some(&input.starts)?..];
-        while !starts.is_empty() {
-            // What was staged for the lanes before has left the buffer once the stream has passed it.
-            self.device.synchronize()?;
-            starts = &starts[self.start_some(starts)?..];
-        }
-        Ok(())
-    }
-
-    /// As many as fit into the staging buffer; how many.
-    fn start_some(&mut self, starts: &[crate::backend::step::LaneStart]) -> Result<usize> {
-        let begin_words = size_of::<ffi::LaneBegin>() / 4;
-        let turn = self.turn();
-        let words = self.starts.staging[turn].as_mut_slice();
-        let room = words.len();
-        let needed = |start: &crate::backend::step::LaneStart| {
-            let counted = ffi::Sampling::from(&start.sampling).penalised != 0;
-            begin_words + start.slots.len() + if counted { start.prompt.len() } else { 0 }
-        };
-        let mut used = 0;
-        let fits = |start: &&crate::backend::step::LaneStart| {
-            used += needed(start);
-            used <= room
-        };
-        let n = starts.iter().take_while(fits).count();
-        if n == 0 {
-            return Err(Error::Bug("a request with more slots than positions".into()));
-        }
-        let mut at = n * begin_words;
-        let mut prompts = Vec::new();
-        for (index, start) in starts[..n].iter().enumerate() {
-            let begin = ffi::LaneBegin {
-                lane: start.lane.0 as i32,
-                n_slots: start.slots.len() as i32,
-                slots: at as i32,
-                prompt_len: start.prompt.len() as u32,
-                sampling: ffi::Sampling::from(&start.sampling),
-            };
-            words[index * begin_words..][..begin_words].copy_from_slice(bytemuck::cast_slice(&[begin]));
-            words[at..][..start.slots.len()].copy_from_slice(&start.slots);
-            at += start.slots.len();
-            if begin.sampling.penalised != 0 {
-                words[at..][..start.prompt.len()].copy_from_slice(&start.prompt);
-                prompts.push((at, start.prompt.len(), begin.lane));
-                at += start.prompt.len();
-            }
-        }
-        self.device.upload(&words[..at], self.starts.staged.address())?;
-        let staged = &self.starts.staged;
-        let params = ffi::StartLanes {
-            starts: staged.ptr(),
-            staged: staged.ptr(),
-            n: n as i32,
-            slots: self.lanes.slots.ptr(),
-            slots_stride: self.shape.max_positions as i64,
-            prompt_lens: self.lanes.prompt_lens.ptr(),
-            lane_last: self.lanes.last.ptr(),
-            lanes: self.lanes.sampling.ptr(),
-        };
-        // SAFETY: the executor has checked lanes and numbers of slots; the arrays are sized by the shape.
-        launched("start_lanes", unsafe { ffi::kv_start_lanes(&params, self.device.stream()) })?;
-        for (at, len, lane) in prompts {
-            let params = ffi::CountPrompt {
-                tokens: staged.at(at * 4),
-                n: len as i32,
-                lane,
-                counts: self.lanes.counts.ptr(),
-                context_lens: self.lanes.context_lens.ptr(),
-                vocab: self.shape.vocab as i32,
-            };
-            // SAFETY: as above.
-            launched("count_prompt", unsafe { ffi::kv_count_prompt(&params, self.device.stream()) })?;
-        }
-        Ok(n)
-    }
-
     /// What a graph of so many rows is recorded for.
     pub fn shape_for_capture(&mut self, rows: usize) {
         self.mode = Mode::Decode { max_rows: rows };
@@ -452,7 +302,7 @@ impl Step {
             slots_stride: self.shape.max_positions as i64,
             frequencies: self.frequencies.params(),
             half: (self.shape.heads.head_dim / 2) as i32,
-            finished: self.results.finished.ptr(),
+            finished: self.results.finished(),
             max_results: self.shape.n_lanes as i32,
             tokens: self.arrays.tokens.ptr(),
             stores: self.arrays.stores.ptr(),
@@ -626,8 +476,8 @@ impl Step {
             counts: self.lanes.counts.ptr(),
             context_lens: self.lanes.context_lens.ptr(),
             lane_last: self.lanes.last.ptr(),
-            choices: self.results.choices.ptr(),
-            tops: self.results.tops.ptr(),
+            choices: self.results.choices(),
+            tops: self.results.tops(),
             workspace: self.sample_workspace.ptr(),
         };
         // SAFETY: there is a row of logits for every draft.
@@ -644,17 +494,13 @@ impl Step {
         let Mode::Mixed(mixed) = self.mode else {
             return Err(Error::Bug("a decode step has no targets".into()));
         };
-        // The step that began last is the one before `n_begun`.
-        let turn = (self.n_begun as usize + N_TURNS - 1) % N_TURNS;
-        let first = turn * self.shape.max_tokens + targets.start;
         let params = ffi::TargetLogprobs {
             logits,
             stride: stride as i64,
             vocab: self.shape.vocab as i32,
             rows: targets.len() as i32,
             targets: self.staged(mixed.at.targets + targets.start),
-            // SAFETY: inside the array: a step has no more targets than tokens.
-            logprobs: unsafe { self.results.target_logprobs.ptr().add(first) },
+            logprobs: self.results.target_logprobs(targets.start),
         };
         // SAFETY: there is a row of logits for every target.
         launched("target_logprobs", unsafe { ffi::kv_target_logprobs(&params, self.device.stream()) })
@@ -667,8 +513,8 @@ impl Step {
             rows: self.staged(HEAD_WORDS),
             n_rows: self.staged(0),
             max_rows: max_rows as i32,
-            finished: self.results.finished.ptr(),
-            host_finished: self.results.host_finished.ptr(),
+            finished: self.results.finished(),
+            host_finished: self.results.host_finished(),
         };
         // SAFETY: the arrays are sized for the largest step.
         launched("finish", unsafe { ffi::kv_finish(&params, self.device.stream()) })
@@ -676,45 +522,7 @@ impl Step {
 
     /// Waits for the oldest step under way.
     pub fn output(&mut self) -> Result<StepOutput> {
-        let step = self.under_way.pop_front().ok_or_else(|| Error::Bug("no step is under way".into()))?;
-        self.await_finished(step.number.wrapping_add(1))?;
-        let turn = step.number as usize % N_TURNS;
-        let first = turn * self.shape.n_lanes;
-        let sampled = (first..first + step.n_sampled).map(|at| self.chosen(at)).collect();
-        let first = turn * self.shape.max_tokens;
-        let targets = first..first + step.n_targets;
-        let target_logprobs = targets.map(|at| self.results.target_logprobs.read(at)).collect();
-        Ok(StepOutput { sampled, target_logprobs })
-    }
-
-    fn chosen(&self, at: usize) -> Sampled {
-        let chosen = self.results.choices.read(at);
-        if chosen.failed != 0 {
-            return Sampled::NoDistribution;
-        }
-        let tops = (0..(chosen.n_top as usize).min(ffi::KV_MAX_TOP_N)).map(|i| {
-            let top = self.results.tops.read(at * ffi::KV_MAX_TOP_N + i);
-            (top.id, top.logprob)
-        });
-        Sampled::Token { id: chosen.id, logprob: chosen.logprob, top: tops.collect() }
-    }
-
-    /// Watches the number of finished steps: an event would cost the device and a system call the host.
-    fn await_finished(&self, number: u32) -> Result<()> {
-        const SPINS_BETWEEN_CHECKS: u32 = 1 << 14;
-        let mut spins = 0u32;
-        loop {
-            // Wrapping, as the device counts.
-            if (self.results.host_finished.read(0).wrapping_sub(number) as i32) >= 0 {
-                std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
-                return Ok(());
-            }
-            std::hint::spin_loop();
-            spins += 1;
-            if spins.is_multiple_of(SPINS_BETWEEN_CHECKS) {
-                self.device.check()?;
-            }
-        }
+        self.results.output(&self.device)
     }
 }
 
@@ -757,11 +565,6 @@ impl Stage<'_> {
 /// row a sampled token, a draft, and what attention needs; tiles of at least one token.
 fn staged_words(max_tokens: usize, n_lanes: usize) -> usize {
     HEAD_WORDS + n_lanes * (ROW_WORDS + 1 + 4 + 4 + 4) + max_tokens * (4 + 2) + 64
-}
-
-/// Words to start lanes with: one of the longest at least.
-fn start_words(max_positions: usize) -> usize {
-    STAGED_NUMBERS.max(2 * max_positions + size_of::<ffi::LaneBegin>())
 }
 
 fn window(mask: Mask) -> i32 {
