@@ -13,6 +13,13 @@ struct LaneShape {
     sampled: bool,
 }
 
+impl LaneShape {
+    /// Before the first token.
+    fn of(start: &LaneStart) -> LaneShape {
+        LaneShape { n_slots: start.slots.len(), sampled: false }
+    }
+}
+
 /// Mirrors the lanes' shapes, and refuses steps that would read or write where they may not.
 pub struct Guard {
     lanes: Vec<Option<LaneShape>>,
@@ -39,28 +46,35 @@ impl Guard {
     /// # Errors
     /// [`Error::Bug`] that names what is wrong; nothing is noted then.
     pub fn admit(&mut self, step: &StepInput) -> Result<()> {
-        let lanes = self.check(step).map_err(|text| Error::Bug(format!("a step was refused: {text}")))?;
-        self.lanes = lanes;
+        self.check(step).map_err(|text| Error::Bug(format!("a step was refused: {text}")))?;
+        for start in &step.starts {
+            self.lanes[start.lane.0 as usize] = Some(LaneShape::of(start));
+        }
+        for row in step.rows.iter().filter(|row| row.sample) {
+            if let Some(shape) = &mut self.lanes[row.lane.0 as usize] {
+                shape.sampled = true;
+            }
+        }
         Ok(())
     }
 
-    /// The lanes after the step.
-    fn check(&self, step: &StepInput) -> Result<Vec<Option<LaneShape>>, String> {
-        let mut lanes = self.lanes.clone();
-        let mut started = vec![false; lanes.len()];
+    fn check(&self, step: &StepInput) -> Result<(), String> {
+        let n_lanes = self.lanes.len();
+        // Which of the starts a lane begins with.
+        let mut started = vec![None; if step.starts.is_empty() { 0 } else { n_lanes }];
+        let mut seen = vec![false; n_lanes];
         for start in &step.starts {
             self.check_start(start)?;
-            once(&mut started, start.lane)?;
-            lanes[start.lane.0 as usize] = Some(LaneShape { n_slots: start.slots.len(), sampled: false });
+            once(&mut seen, start.lane)?;
+            started[start.lane.0 as usize] = Some(LaneShape::of(start));
         }
-        let mut used = vec![false; lanes.len()];
+        seen.fill(false);
         let (mut n_tokens, mut n_prompt, mut n_targets) = (0u64, 0u64, 0u64);
         for row in &step.rows {
-            let n = row.lane.0;
-            once(&mut used, row.lane)?;
-            let shape = lanes[n as usize].as_mut().ok_or_else(|| format!("lane {n} holds no request"))?;
-            check_row(row, *shape)?;
-            shape.sampled |= row.sample;
+            let n = row.lane.0 as usize;
+            once(&mut seen, row.lane)?;
+            let shape = started.get(n).copied().flatten().or(self.lanes[n]);
+            check_row(row, shape.ok_or_else(|| format!("lane {n} holds no request"))?)?;
             n_tokens += u64::from(row.len());
             n_targets += u64::from(row.n_targets);
             if let Feed::Prompt { len } = row.feed {
@@ -71,8 +85,7 @@ impl Guard {
         expect("prompt tokens", n_prompt, step.prompt_tokens.len() as u64)?;
         expect("targets", n_targets, step.targets.len() as u64)?;
         self.check_ids(&step.prompt_tokens)?;
-        self.check_ids(&step.targets)?;
-        Ok(lanes)
+        self.check_ids(&step.targets)
     }
 
     fn check_start(&self, start: &LaneStart) -> Result<(), String> {
