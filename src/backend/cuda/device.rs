@@ -2,7 +2,6 @@
 
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUstream};
@@ -22,13 +21,14 @@ pub struct Device {
 /// # Errors
 /// A sentence.
 pub fn probe() -> Result<(), String> {
-    // Without a driver its library cannot be opened, and cudarc says so by a panic.
-    let count = silently(CudaContext::device_count);
-    match count {
-        Some(Ok(n)) if n > 0 => Ok(()),
-        Some(Ok(_)) => Err("there is no NVIDIA GPU".to_owned()),
-        Some(Err(error)) => Err(format!("the NVIDIA driver answers {error}")),
-        None => Err("there is no NVIDIA driver".to_owned()),
+    // SAFETY: opens a library by its usual names. Asked first, since cudarc panics where it is missing.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("there is no NVIDIA driver".to_owned());
+    }
+    match CudaContext::device_count() {
+        Ok(n) if n > 0 => Ok(()),
+        Ok(_) => Err("there is no NVIDIA GPU".to_owned()),
+        Err(error) => Err(format!("the NVIDIA driver answers {error}")),
     }
 }
 
@@ -38,15 +38,6 @@ pub fn total_bytes(ordinal: usize) -> Option<u64> {
     let device = result::device::get(ordinal as i32).ok()?;
     // SAFETY: the device was named by the driver.
     unsafe { result::device::total_mem(device) }.ok().map(|bytes| bytes as u64)
-}
-
-/// Runs what panics where a library is missing, without the panic's message; `None` if it panicked.
-pub fn silently<T>(work: impl FnOnce() -> T) -> Option<T> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let outcome = catch_unwind(AssertUnwindSafe(work)).ok();
-    std::panic::set_hook(hook);
-    outcome
 }
 
 impl Device {

@@ -93,17 +93,18 @@ impl Linear {
     /// # Errors
     /// [`Error::Unsupported`] where its library is not found.
     pub fn new(device: &Device, dtype: DType) -> Result<Linear> {
-        let Some(handle) = super::device::silently(result::create_handle) else {
+        // SAFETY: opens a library by its usual names. Asked first, since cudarc panics where it is missing.
+        if !unsafe { sys::is_culib_present() } {
             return Err(Error::Unsupported(
                 "libcublasLt.so.13 is not found: install CUDA's libraries, or name their folder in LD_LIBRARY_PATH"
                     .into(),
             ));
-        };
+        }
         // SAFETY: a question about sizes.
         let own_bytes = unsafe { ffi::kv_linear_workspace_bytes() };
         Ok(Linear {
             dtype,
-            handle: handle.map_err(library("opening"))?,
+            handle: result::create_handle().map_err(library("opening"))?,
             workspace: device.alloc(WORKSPACE_BYTES)?,
             own_workspace: device.alloc(own_bytes as usize)?,
             choices: RefCell::default(),
