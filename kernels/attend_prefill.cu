@@ -5,6 +5,7 @@
 // Tiles of keys begin at multiples of their size, so a query's sums do not depend on how its prompt was cut.
 
 #include "attend_prefill.cuh"
+#include "mma.cuh"
 
 namespace kv {
 namespace {
@@ -27,58 +28,16 @@ struct Tiling {
   __device__ static int chunk(int row, int column) { return row * kPitch + column; }
 };
 
-__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // Copies kBytes, or zeros where `valid` is false.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool valid) {
-  const int bytes = valid ? kBytes : 0;
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    cp_async_16(to, from, valid);
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
+                 "r"(valid ? kBytes : 0)
                  : "memory");
   }
-}
-
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-
-__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(address)
-               : "memory");
-}
-
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(address)
-               : "memory");
-}
-
-// sums[16][8] += a[16][16] · b[16][8].
-template <typename T>
-__device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1);
-template <>
-__device__ __forceinline__ void multiply_add<__nv_bfloat16>(float (&sums)[4], const uint32_t (&a)[4],
-                                                            uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <>
-__device__ __forceinline__ void multiply_add<__half>(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                     uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 template <typename T>
@@ -156,7 +115,7 @@ __global__ void __launch_bounds__(Tiling::kThreads)
   if (threadIdx.x < kKeys) shared_slots[key_tile % 2 * kKeys + threadIdx.x] = slot_of(key_tile);
   __syncthreads();
   copy_tile(shared_k, keys, key_tile);
-  copies_commit();
+  cp_async_commit();
 
   float sums[kRowTiles][kDim / 8][4] = {};
   float maxima[kRowTiles * 2], totals[kRowTiles * 2];
@@ -170,10 +129,10 @@ __global__ void __launch_bounds__(Tiling::kThreads)
 
   for (; key_tile >= first_tile; --key_tile) {
     const uint32_t next_slot = key_tile > first_tile ? slot_of(key_tile - 1) : 0u;
-    copies_wait();
+    cp_async_wait<0>();
     __syncthreads();
     copy_tile(shared_v, values, key_tile);
-    copies_commit();
+    cp_async_commit();
 
     float scores[kRowTiles][kKeys / 8][4] = {};
 #pragma unroll
@@ -181,25 +140,25 @@ __global__ void __launch_bounds__(Tiling::kThreads)
       uint32_t a[kRowTiles][4];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        load_matrices(a[m], shared_q + Tiling::chunk(warp_row + m * 16 + part_row, k * 2 + part_chunk) * 16);
+        ldmatrix_x4(a[m], shared_q + Tiling::chunk(warp_row + m * 16 + part_row, k * 2 + part_chunk) * 16);
       }
 #pragma unroll
       for (int n = 0; n < kKeys / 16; ++n) {
         uint32_t b[4];
-        load_matrices(b, shared_k + Tiling::chunk(n * 16 + part_key, k * 2 + part_key_chunk) * 16);
+        ldmatrix_x4(b, shared_k + Tiling::chunk(n * 16 + part_key, k * 2 + part_key_chunk) * 16);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          multiply_add<T>(scores[m][n * 2], a[m], b[0], b[1]);
-          multiply_add<T>(scores[m][n * 2 + 1], a[m], b[2], b[3]);
+          mma_16x8x16<T>(scores[m][n * 2], a[m], {b[0], b[1]});
+          mma_16x8x16<T>(scores[m][n * 2 + 1], a[m], {b[2], b[3]});
         }
       }
     }
 
     if (threadIdx.x < kKeys) shared_slots[(key_tile + 1) % 2 * kKeys + threadIdx.x] = next_slot;
-    copies_wait();
+    cp_async_wait<0>();
     __syncthreads();
     if (key_tile > first_tile) copy_tile(shared_k, keys, key_tile - 1);
-    copies_commit();
+    cp_async_commit();
 
     const int thread_key = key_tile * kKeys + lane % 4 * 2;
     if constexpr (kShaped) {
@@ -275,11 +234,11 @@ __global__ void __launch_bounds__(Tiling::kThreads)
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
         uint32_t b[4];
-        load_matrices_transposed(b, shared_v + Tiling::chunk(k * 16 + part_row, n * 2 + part_chunk) * 16);
+        ldmatrix_x4_trans(b, shared_v + Tiling::chunk(k * 16 + part_row, n * 2 + part_chunk) * 16);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          multiply_add<T>(sums[m][n * 2], a[m], b[0], b[1]);
-          multiply_add<T>(sums[m][n * 2 + 1], a[m], b[2], b[3]);
+          mma_16x8x16<T>(sums[m][n * 2], a[m], {b[0], b[1]});
+          mma_16x8x16<T>(sums[m][n * 2 + 1], a[m], {b[2], b[3]});
         }
       }
     }
