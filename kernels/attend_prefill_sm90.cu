@@ -19,387 +19,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <type_traits>
 
-#include "attend_prefill.cuh"
+#include "attend_prefill_gather.cuh"
+#include "attend_prefill_wgmma.cuh"
 
 namespace kv {
 namespace {
 
-constexpr int kRows = 128;          // Of a tile of queries.
-constexpr int kGroupThreads = 128;  // Of a warpgroup.
-constexpr int kConsumers = 2;
-constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int kStages = 2;  // Of items' queries, and of keys and of values.
-constexpr int kAtomBytes = 1024, kPanelBytes = 128 * 128;
-
-template <int kDim>
-constexpr int kPanels = (kDim + 63) / 64;
-template <int kDim>
-constexpr int kTileBytes = kPanels<kDim> * kPanelBytes;
-// Stages of queries, keys and values, and what aligning the first may cost.
-template <int kDim>
-constexpr int kSharedBytes = 3 * kStages * kTileBytes<kDim> + kAtomBytes;
-
-// Which item comes next, for all blocks of a launch: they take items as they get free, those with the most work first.
-// The last block leaves the queue as it was found.
-struct Queue {
-  int taken, finished_blocks;
-};
-
-// Launches take turns at these: as many may run at once on a device.
-constexpr int kQueues = 256;
-[[maybe_unused]] __device__ Queue queues[kQueues];
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-constexpr int kKeys = 128;  // Of a tile of keys.
-
-// ---- barriers ----
-
-__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
-               : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t *barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-__device__ __forceinline__ bool barrier_passed(uint64_t *barrier, uint32_t parity) {
-  uint32_t passed;
-  asm volatile(
-      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-      : "=r"(passed)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return passed != 0;
-}
-
-__device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity) {
-  while (!barrier_passed(barrier, parity)) {
-  }
-}
-
-// A place in a ring of stages, and whether the ring has been gone round an odd number of times.
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
-// ---- wgmma ----
-
-__device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leading_bytes) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62;
-  return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(leading_bytes >> 4) << 16 |
-         static_cast<uint64_t>(kAtomBytes >> 4) << 32 | kSwizzle128;
-}
-
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Waits until at most kPending groups run, and lets nobody read `sums` before.
-template <int kPending, int kNumbers>
-__device__ __forceinline__ void wgmma_wait(float (&sums)[kNumbers]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-#pragma unroll
-  for (int i = 0; i < kNumbers; ++i) asm volatile("" : "+f"(sums[i])::"memory");
-}
-
-// Operands of an accumulator.
-#define KV_SUMS_8(x, i)                                                                       \
-  "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), \
-      "+f"(x[i + 6]), "+f"(x[i + 7])
-#define KV_SUMS_32(x, i) KV_SUMS_8(x, i), KV_SUMS_8(x, i + 8), KV_SUMS_8(x, i + 16), KV_SUMS_8(x, i + 24)
-#define KV_NAMES_32                                                                                      \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define KV_NAMES_40 KV_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define KV_NAMES_48 KV_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
-#define KV_NAMES_64 \
-  KV_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// sums[64][128] (+)= a[64][16] · b[128][16]ᵀ, both K-major in shared memory.
-template <typename T>
-__device__ __forceinline__ void wgmma_transposed(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
-#define KV_WGMMA(types)                                                                              \
-  asm volatile(                                                                                      \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." types \
-      " {" KV_NAMES_64 "}, %64, %65, p, 1, 1, 0, 0;\n}"                                              \
-      : KV_SUMS_32(sums, 0), KV_SUMS_32(sums, 32)                                                    \
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)))
-  if constexpr (std::is_same_v<T, __half>) {
-    KV_WGMMA("f16.f16");
-  } else {
-    KV_WGMMA("bf16.bf16");
-  }
-#undef KV_WGMMA
-}
-
-// The same with a in registers.
-template <typename T>
-__device__ __forceinline__ void wgmma_transposed(float (&sums)[64], const uint32_t *a, uint64_t b, bool add) {
-#define KV_WGMMA(types)                                                                              \
-  asm volatile(                                                                                      \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." types \
-      " {" KV_NAMES_64 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"                                \
-      : KV_SUMS_32(sums, 0), KV_SUMS_32(sums, 32)                                                    \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)))
-  if constexpr (std::is_same_v<T, __half>) {
-    KV_WGMMA("f16.f16");
-  } else {
-    KV_WGMMA("bf16.bf16");
-  }
-#undef KV_WGMMA
-}
-
-// sums[64][columns] += a[64][16] · b[16][columns], a in registers, b MN-major in shared memory.
-#define KV_WGMMA_REGISTERS(columns, names, a_names, b_name, ...)                                        \
-  template <typename T>                                                                                 \
-  __device__ __forceinline__ void wgmma_registers(float (&sums)[columns / 2], const uint32_t *a,        \
-                                                  uint64_t b) {                                         \
-    if constexpr (std::is_same_v<T, __half>) {                                                          \
-      asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #columns \
-                   "k16.f32.f16.f16 {" names "}, {" a_names "}, " b_name ", p, 1, 1, 1;\n}"             \
-                   : __VA_ARGS__                                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                               \
-    } else {                                                                                            \
-      asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #columns \
-                   "k16.f32.bf16.bf16 {" names "}, {" a_names "}, " b_name ", p, 1, 1, 1;\n}"           \
-                   : __VA_ARGS__                                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                               \
-    }                                                                                                   \
-  }
-KV_WGMMA_REGISTERS(64, KV_NAMES_32, "%32, %33, %34, %35", "%36", KV_SUMS_32(sums, 0))
-KV_WGMMA_REGISTERS(80, KV_NAMES_40, "%40, %41, %42, %43", "%44", KV_SUMS_32(sums, 0), KV_SUMS_8(sums, 32))
-KV_WGMMA_REGISTERS(96, KV_NAMES_48, "%48, %49, %50, %51", "%52", KV_SUMS_32(sums, 0), KV_SUMS_8(sums, 32),
-                   KV_SUMS_8(sums, 40))
-KV_WGMMA_REGISTERS(128, KV_NAMES_64, "%64, %65, %66, %67", "%68", KV_SUMS_32(sums, 0), KV_SUMS_32(sums, 32))
-
-// Where a k-step of a K-major tile begins, in units of a descriptor.
-__device__ constexpr int step_offset(int k) { return (k / 4 * kPanelBytes + k % 4 * 32) >> 4; }
-
-// scores[64][128] = queries[64][kDim] · keys[128][kDim]ᵀ.
-template <typename T, int kDim>
-__device__ __forceinline__ void multiply_keys(float (&scores)[kKeys / 2], uint64_t queries, uint64_t keys) {
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-    wgmma_transposed<T>(scores, queries + step_offset(k), keys + step_offset(k), k > 0);
-  }
-  wgmma_commit();
-}
-
-// The same with queries in registers, as `load_queries` leaves them.
-template <typename T, int kDim>
-__device__ __forceinline__ void multiply_keys(float (&scores)[kKeys / 2], const uint32_t (&queries)[kDim / 4],
-                                              uint64_t keys) {
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-    wgmma_transposed<T>(scores, &queries[k * 4], keys + step_offset(k), k > 0);
-  }
-  wgmma_commit();
-}
-
-// A warp's 16 rows of a tile in shared memory, of which `row` is this lane's to address.
-template <int kDim>
-__device__ __forceinline__ void load_queries(uint32_t (&queries)[kDim / 4], uint32_t tile, int row) {
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-    const int chunk = k * 2 + threadIdx.x % kWarp / 16;
-    const uint32_t address = tile + chunk / 8 * kPanelBytes + row * 128 + (chunk % 8 ^ row % 8) * 16;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(queries[k * 4]), "=r"(queries[k * 4 + 1]), "=r"(queries[k * 4 + 2]),
-                   "=r"(queries[k * 4 + 3])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-
-// sums[64][kDim] += weights[64][128] · values[128][kDim].
-template <typename T, int kDim>
-__device__ __forceinline__ void multiply_values(float (&sums)[kDim / 2], const uint32_t (&weights)[kKeys / 4],
-                                                uint64_t values) {
-#pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
-    wgmma_registers<T>(sums, &weights[k * 4], values + k * (2 * kAtomBytes >> 4));
-  }
-  wgmma_commit();
-}
-
-// ---- the gathering warpgroup ----
-
-__device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// What the warpgroups tell each other.
-struct Barriers {
-  uint64_t full_q[kStages], empty_q[kStages];
-  uint64_t full_k[kStages], empty_k[kStages];
-  uint64_t full_v[kStages], empty_v[kStages];
-};
-
-// Announces copies once they have landed. wgmma reads through another proxy than cp.async writes, so the writing
-// thread waits and fences before it arrives; it does so one set of copies late, so that two are under way.
-struct Announcer {
-  uint64_t *late = nullptr;
-
-  __device__ void started(uint64_t *full) {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    if (late != nullptr) announce<1>();
-    late = full;
-  }
-
-  // Before a wait that the announced copies may have to end.
-  __device__ void finish() {
-    if (late != nullptr) announce<0>();
-    late = nullptr;
-  }
-
-  template <int kPending>
-  __device__ void announce() {
-    copies_wait<kPending>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    barrier_arrive(late);
-  }
-
-  // Waits until a stage may be overwritten.
-  __device__ void wait_empty(uint64_t *empty, uint32_t parity) {
-    if (barrier_passed(empty, parity ^ 1)) return;
-    finish();
-    barrier_wait(empty, parity ^ 1);
-  }
-};
-
-// Copies a tile of keys or values. Eight threads copy a row of a panel, so all copy sixteen rows at once, in eight
-// rounds; each of the eight knows the slot of one round.
-template <int kDim>
-__device__ __forceinline__ void gather(uint32_t to, const char *from, int chunk, uint32_t slot,
-                                       uint32_t slot_bytes) {
-#pragma unroll
-  for (int i = 0; i < kKeys / 16; ++i) {
-    const char *const row = from + static_cast<uint64_t>(__shfl_sync(0xffffffffu, slot, i, 8)) * slot_bytes;
-#pragma unroll
-    for (int panel = 0; panel < kPanels<kDim>; ++panel) {
-      if (panel * 64 + chunk * 8 < kDim) {
-        copy_async(to + panel * kPanelBytes + i * 16 * 128, row + panel * 128, true);
-      }
-    }
-  }
-}
-
-// A block's first item is that of its own number.
-__device__ __forceinline__ int take_item(Queue &queue) { return gridDim.x + atomicAdd(&queue.taken, 1); }
-
-__device__ __forceinline__ void leave(Queue &queue) {
-  __threadfence();
-  if (atomicAdd(&queue.finished_blocks, 1) != gridDim.x - 1) return;
-  queue.taken = 0;
-  queue.finished_blocks = 0;
-}
-
-template <typename T, int kDim>
-__device__ __forceinline__ void produce(const kv_attend_prefill_params &params, int n_items, Queue &queue,
-                                        uint32_t shared_q, Barriers &barriers,
-                                        PrefillTile (&shared_tiles)[kStages], int (&shared_items)[2]) {
-  const int thread = threadIdx.x % kGroupThreads, first_row = thread / 8, chunk = thread % 8;
-  const uint32_t target = shared_q + first_row * 128 + (chunk ^ first_row % 8) * 16;
-  const uint32_t slot_bytes = params.kv_heads * kDim * sizeof(T);
-  const int slot_row = first_row + chunk * 16;
-  Announcer announcer;
-  Place place_q, place_k, place_v;
-
-  auto copy_queries = [&](const PrefillTile &tile) {
-    announcer.wait_empty(&barriers.empty_q[place_q.stage], place_q.parity);
-    const uint32_t to = target + place_q.stage * kTileBytes<kDim>;
-    const char *const q = static_cast<const char *>(params.q) + chunk * 16;
-#pragma unroll 1
-    for (int row = first_row; row < kRows; row += 16) {
-      const int query = row / tile.heads, head = tile.first_head + row % tile.heads;
-      const bool valid = query < tile.queries;
-      const int64_t number = valid ? (tile.token + query) * params.q_stride + head * kDim : 0;
-#pragma unroll
-      for (int panel = 0; panel < kPanels<kDim>; ++panel) {
-        if (panel * 64 + chunk * 8 < kDim) {
-          copy_async(to + panel * kPanelBytes + (row - first_row) * 128,
-                     q + number * static_cast<int>(sizeof(T)) + panel * 128, valid);
-        }
-      }
-    }
-    if (thread == 0) {
-      shared_tiles[place_q.stage] = tile;
-      barrier_arrive(&barriers.full_q[place_q.stage]);
-    }
-    announcer.started(&barriers.full_q[place_q.stage]);
-    place_q.advance();
-  };
-  auto copy_keys = [&](int kv_head, uint32_t slot) {
-    announcer.wait_empty(&barriers.empty_k[place_k.stage], place_k.parity);
-    gather<kDim>(target + (kStages + place_k.stage) * kTileBytes<kDim>,
-                 static_cast<const char *>(params.cache.keys) + kv_head * kDim * sizeof(T) + chunk * 16,
-                 chunk, slot, slot_bytes);
-    announcer.started(&barriers.full_k[place_k.stage]);
-    place_k.advance();
-  };
-  auto copy_values = [&](int kv_head, uint32_t slot) {
-    announcer.wait_empty(&barriers.empty_v[place_v.stage], place_v.parity);
-    gather<kDim>(target + (2 * kStages + place_v.stage) * kTileBytes<kDim>,
-                 static_cast<const char *>(params.cache.values) + kv_head * kDim * sizeof(T) + chunk * 16,
-                 chunk, slot, slot_bytes);
-    announcer.started(&barriers.full_v[place_v.stage]);
-    place_v.advance();
-  };
-
-  // A tile's values are wanted after the next tile's keys.
-  int values_head = 0;
-  uint32_t values_slot = 0;
-  PrefillTile tile = prefill_tile(params, blockIdx.x, kRows);
-  for (int round = 0; tile.queries > 0; ++round) {
-    int taken = 0;
-    if (thread == 0) taken = take_item(queue);
-    const int first = tile.begin / kKeys, last = (tile.end - 1) / kKeys;
-    uint32_t slot = tile.slot(last * kKeys + slot_row);
-    PrefillTile next;
-    copy_queries(tile);
-    for (int key_tile = last; key_tile >= first; --key_tile) {
-      const uint32_t next_slot = tile.slot((key_tile - 1) * kKeys + slot_row);
-      copy_keys(tile.kv_head, slot);
-      if (round > 0 || key_tile < last) copy_values(values_head, values_slot);
-      values_head = tile.kv_head, values_slot = slot;
-      slot = next_slot;
-      if (key_tile == last) {  // By now the queue has answered.
-        if (thread == 0) shared_items[round % 2] = taken;
-        asm volatile("bar.sync 3, %0;" ::"n"(kGroupThreads) : "memory");
-        const int item = shared_items[round % 2];
-        next = prefill_tile(params, min(item, n_items - 1), kRows);
-        if (item >= n_items) next.queries = 0;
-      }
-    }
-    tile = next;
-  }
-  copy_queries(tile);  // None: the end.
-  copy_values(values_head, values_slot);
-  announcer.finish();
-  if (thread == 0) leave(queue);
-  grid_launch_dependents();
-}
 
 // ---- the multiplying warpgroups ----
 
@@ -515,6 +142,7 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
   // Waits for the item's queries; false where no item follows.
   auto begin_item = [&] {
     barrier_wait(&barriers.full_q[place_q.stage], place_q.parity);
+    if constexpr (!kQueriesInRegisters) copies_fence();
     const PrefillTile &tile = shared_tiles[place_q.stage];
     if (tile.queries == 0) return false;
     if constexpr (kQueriesInRegisters) {
@@ -581,6 +209,7 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
 
   begin_item();
   barrier_wait(&barriers.full_k[place_k.stage], place_k.parity);
+  copies_fence();
   wgmma_fence();
   score();
   wgmma_wait<0>(scores);
@@ -590,10 +219,12 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
   // The scores of the next tile, while the values of this one are summed.
   auto multiply = [&] {
     barrier_wait(&barriers.full_k[place_k.stage], place_k.parity);
+    copies_fence();
     turn_wait(consumer);
     wgmma_fence();
     score();
     barrier_wait(&barriers.full_v[place_v.stage], place_v.parity);
+    copies_fence();
     wgmma_fence();
     multiply_values<T, kDim>(sums, weights, v + place_v.stage * kStageOffset);
     turn_give(1 - consumer);
@@ -623,6 +254,7 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
   }
 
   barrier_wait(&barriers.full_v[place_v.stage], place_v.parity);
+  copies_fence();
   wgmma_fence();
   multiply_values<T, kDim>(sums, weights, v + place_v.stage * kStageOffset);
   wgmma_wait<0>(sums);
