@@ -44,6 +44,8 @@ __device__ __forceinline__ int blocks_of(const kv_decode_row &row, int window) {
 }
 
 constexpr int kPlanThreads = 1024;
+// Blocks from which a part is long: measured with 128 to 256 rows of 512 to 2048 keys on an H200.
+constexpr int kLongPart = 24;
 
 // plan: [max_parts]; heads: kv_heads times their passes. One thread block.
 static __global__ void __launch_bounds__(kPlanThreads)
@@ -80,12 +82,12 @@ static __global__ void __launch_bounds__(kPlanThreads)
   for (int row = threadIdx.x; row < rows; row += kPlanThreads) even &= row_end[row] == (row + 1) * row_end[0];
   if (__syncthreads_and(even)) {
     // Rows of one length are cut into whole numbers of parts, or parts made of whole numbers of rows, if that
-    // leaves few thread blocks without work.
+    // leaves few thread blocks without work. Where parts are long, merging costs less than those do.
     const int64_t items = static_cast<int64_t>(rows) * heads;
     const int64_t whole = items <= parts ? parts / max(items, int64_t{1}) * items
                                          : items / ((items + max_parts - 1) / max_parts);
     const bool divides = items <= parts || items % whole == 0;
-    if (divides && 10 * whole >= 9 * parts) parts = static_cast<int>(whole);
+    if (divides && 10 * whole >= 9 * parts && blocks < kLongPart * parts) parts = static_cast<int>(whole);
   }
   const auto row_at = [&](int block) {  // The first row that ends above it.
     int low = 0, high = rows - 1;
