@@ -91,7 +91,7 @@ sanitize() {
 nvidia-smi --query-gpu=name,driver_version,memory.used --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"
 for part in "${parts[@]}"; do
   case $part in
-    ops) tests ops "$(ops)" conformance::cuda ;;
+    ops) tests ops "$(ops)" conformance::cuda cuda::conformance ;;
     golden)
       tests golden "$(gpu)" --skip soak
       figures golden

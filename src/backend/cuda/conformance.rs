@@ -1,9 +1,13 @@
-//! Numbers in and out of the GPU, for the tests of the ops.
+//! Numbers in and out of the GPU, for the tests of the ops; and the ways of a product, of which a step takes one.
 
+use super::linear::{Call, Choice};
 use super::tensor::Numbers;
 use super::{Cuda, Kv, Tensor};
 use crate::backend::conformance::Probe;
-use crate::model::checkpoint::DType;
+use crate::backend::{Backend, LinearPart, Product};
+use crate::model::checkpoint::{DType, StoredTensor};
+use crate::model::spec::Activation;
+use crate::model::weights::TensorPart;
 use half::{bf16, f16};
 
 impl Cuda {
@@ -74,5 +78,98 @@ impl Probe for Cuda {
             bits.into_iter().map(|bits| self.widen(bits)).collect()
         };
         (read(&kv.keys), read(&kv.values))
+    }
+}
+
+/// Eighths in [−1, 1], which every dtype holds exactly, as their products' sums are in f32.
+fn eighths(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 7919 + i / 13 + seed * 31) % 17) as f32 / 8.0 - 1.0).collect()
+}
+
+/// Rows of a bf16 tensor.
+fn part(rows: usize, columns: usize, numbers: &[f32]) -> TensorPart {
+    let bytes = numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+    let tensor = StoredTensor::from_bytes(DType::BF16, vec![rows, columns], bytes).unwrap();
+    TensorPart { tensor, rows: 0..rows, columns: 0..columns }
+}
+
+/// What a product must give: of `[rows, outputs]`, bias included, and what `out` held before.
+fn expected(product: Product, outputs: usize, products: &[f64], before: &[f32]) -> Vec<f64> {
+    match product {
+        Product::Stored | Product::Logits => products.to_vec(),
+        Product::Added => products.iter().zip(before).map(|(x, &before)| x + f64::from(before)).collect(),
+        Product::Gated(_) => {
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            let row = |row: &[f64]| -> Vec<f64> {
+                let (gate, up) = row.split_at(outputs / 2);
+                gate.iter().zip(up).map(|(&gate, &up)| silu(gate) * up).collect()
+            };
+            products.chunks(outputs).flat_map(row).collect()
+        }
+    }
+}
+
+#[test]
+fn every_way_of_a_product_gives_it() {
+    // Numbers of rows for every kind of kernel, on either side of its tiles; inputs and outputs that fill none.
+    let shapes =
+        [(1, 64, 96), (9, 200, 52), (70, 136, 260), (130, 328, 500), (256, 64, 512), (300, 72, 1000)];
+    let products = [Product::Stored, Product::Logits, Product::Added, Product::Gated(Activation::Silu)];
+    for dtype in [DType::BF16, DType::F16] {
+        let mut cuda = Cuda::new(0, dtype).unwrap();
+        cuda.attach().unwrap();
+        for ((rows, inputs, outputs), has_bias) in shapes.into_iter().zip([true, false].into_iter().cycle()) {
+            let (w, b) = (eighths(outputs * inputs, 1), eighths(outputs, 2));
+            let bias = has_bias.then(|| part(outputs, 1, &b));
+            let weight = cuda.weight(&[LinearPart { weight: part(outputs, inputs, &w), bias }]).unwrap();
+            let values = eighths(rows * inputs, 3);
+            let mut x = cuda.tensor(rows + 3, inputs).unwrap();
+            cuda.fill(&mut x, &values);
+            let sum = |(row, output): (usize, usize)| {
+                let terms = values[row * inputs..][..inputs].iter().zip(&w[output * inputs..][..inputs]);
+                let bias = if has_bias { f64::from(b[output]) } else { 0.0 };
+                terms.map(|(&x, &w)| f64::from(x * w)).sum::<f64>() + bias
+            };
+            let sums: Vec<f64> =
+                (0..rows).flat_map(|row| (0..outputs).map(move |output| (row, output))).map(sum).collect();
+            for product in products {
+                let width = if matches!(product, Product::Gated(_)) { outputs / 2 } else { outputs };
+                let before = eighths(rows * width, 4);
+                let expected = expected(product, outputs, &sums, &before);
+                let mut out = match product {
+                    Product::Logits => cuda.logits(rows + 3, width).unwrap(),
+                    _ => cuda.tensor(rows + 3, width).unwrap(),
+                };
+                let scratch = cuda.tensor(rows, outputs).unwrap();
+                let call = Call { weight: &weight, product, rows, x: &x, out: &out, scratch: Some(&scratch) };
+                let own = (0..cuda.linear.n_own_variants(&call)).map(|variant| Choice::Own { variant });
+                let library = cuda.linear.candidates(&call, 6).unwrap().into_iter().map(Choice::Library);
+                let ways: Vec<Choice> = own.chain(library).collect();
+                assert!(!ways.is_empty(), "no way for {rows} × {inputs} → {outputs}, {product:?}");
+                for way in ways {
+                    cuda.fill(&mut out, if product == Product::Added { &before } else { &[] });
+                    let call =
+                        Call { weight: &weight, product, rows, x: &x, out: &out, scratch: Some(&scratch) };
+                    if !cuda.linear.run_by(&call, &way).unwrap() {
+                        continue;
+                    }
+                    let got = cuda.read(&out);
+                    for (i, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
+                        // The library may round product, bias and residual one after the other.
+                        let term = if product == Product::Added { sums[i].abs() } else { 1.0 };
+                        let scale = expected.abs().max(term).max(1.0);
+                        assert!(
+                            (f64::from(got) - expected).abs() <= 4.0 * Cuda::TOLERANCE * scale,
+                            "{way:?}, {rows} × {inputs} → {outputs}, {product:?}, {dtype:?}, number {i}: {got} \
+                             instead of {expected}"
+                        );
+                    }
+                    assert!(
+                        got[rows * width..].iter().all(|x| x.is_nan()),
+                        "{way:?} wrote beyond {rows} rows"
+                    );
+                }
+            }
+        }
     }
 }

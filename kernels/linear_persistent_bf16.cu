@@ -1,0 +1,3 @@
+#include "linear_persistent.cuh"
+
+template kv::PersistentKernel kv::persistent_kernel<__nv_bfloat16>(bool, int);
