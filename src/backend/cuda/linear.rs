@@ -23,6 +23,14 @@ use crate::model::spec::Activation;
 
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
+/// Errors of a launch after which the device is as it was: there is no such kernel on it, or it has no room for one.
+const REFUSALS: [i32; 5] = [
+    1,   // cudaErrorInvalidValue
+    9,   // cudaErrorInvalidConfiguration
+    98,  // cudaErrorInvalidDeviceFunction
+    701, // cudaErrorLaunchOutOfResources
+    801, // cudaErrorNotSupported
+];
 /// Algorithms of cuBLASLt that are tried where nothing was measured.
 const N_UNMEASURED: usize = 8;
 
@@ -51,6 +59,16 @@ struct Key {
 pub(super) enum Choice {
     Own { variant: i32 },
     Library(sys::cublasLtMatmulAlgo_t),
+}
+
+impl PartialEq for Choice {
+    fn eq(&self, other: &Choice) -> bool {
+        match (self, other) {
+            (Choice::Own { variant }, Choice::Own { variant: other }) => variant == other,
+            (Choice::Library(algorithm), Choice::Library(other)) => algorithm.data == other.data,
+            _ => false,
+        }
+    }
 }
 
 /// One product.
@@ -162,16 +180,13 @@ impl Linear {
     /// Whether the product could be made in this way.
     pub(super) fn run_by(&self, call: &Call<'_>, choice: &Choice) -> Result<bool> {
         match choice {
-            Choice::Own { variant } if *variant < self.n_own_variants(call) => {
-                self.own(call, *variant)?;
-                Ok(true)
-            }
+            Choice::Own { variant } if *variant < self.n_own_variants(call) => self.own(call, *variant),
             Choice::Own { .. } => Ok(false),
             Choice::Library(algorithm) => self.by_library(call, algorithm),
         }
     }
 
-    fn own(&self, call: &Call<'_>, variant: i32) -> Result<()> {
+    fn own(&self, call: &Call<'_>, variant: i32) -> Result<bool> {
         let Call { weight, product, rows, x, out, .. } = *call;
         let params = ffi::Linear {
             weight: weight.numbers.ptr(),
@@ -191,7 +206,11 @@ impl Linear {
             dtype: super::dtype_code(self.dtype),
         };
         // SAFETY: tensors and weights are as large as the parameters say; see `Tensor` and `Weight`.
-        launched("linear", unsafe { ffi::kv_linear(&params, self.device.stream()) })
+        let status = unsafe { ffi::kv_linear(&params, self.device.stream()) };
+        if REFUSALS.contains(&status) {
+            return Ok(false);
+        }
+        launched("linear", status).map(|()| true)
     }
 
     fn by_library(&self, call: &Call<'_>, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<bool> {

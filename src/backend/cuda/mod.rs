@@ -19,7 +19,6 @@ mod tensor;
 mod tune;
 mod weight;
 
-use std::cell::OnceCell;
 use std::ops::Range;
 
 use super::step::{StepInput, StepOutput};
@@ -44,8 +43,7 @@ pub struct Cuda {
     device: Device,
     dtype: DType,
     linear: Linear,
-    /// Pinned memory, needed while weights are loaded.
-    uploader: OnceCell<Uploader>,
+    uploader: Uploader,
 }
 
 /// A norm with its weight.
@@ -77,15 +75,7 @@ impl Cuda {
         }
         let device = Device::open(ordinal)?;
         let linear = Linear::new(&device, dtype)?;
-        Ok(Cuda { linear, uploader: OnceCell::new(), device, dtype })
-    }
-
-    fn uploader(&self) -> Result<&Uploader> {
-        if self.uploader.get().is_none() {
-            let uploader = Uploader::new(&self.device, self.dtype)?;
-            return Ok(self.uploader.get_or_init(|| uploader));
-        }
-        self.uploader.get().ok_or_else(|| Error::Bug("an uploader that is not there".into()))
+        Ok(Cuda { linear, uploader: Uploader::new(&device, dtype), device, dtype })
     }
 
     fn new_tensor(&self, rows: usize, width: usize, numbers: Numbers) -> Result<Tensor> {
@@ -163,11 +153,11 @@ impl Backend for Cuda {
     }
 
     fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
-        Ok(NormWeight { kind, weight: self.uploader()?.vector(weight)?, width: weight.rows.len() })
+        Ok(NormWeight { kind, weight: self.uploader.vector(weight)?, width: weight.rows.len() })
     }
 
     fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
-        self.uploader()?.weight(parts)
+        self.uploader.weight(parts)
     }
 
     fn kv(&self, n_slots: usize, width: usize) -> Result<Kv> {
@@ -191,7 +181,7 @@ impl Backend for Cuda {
     }
 
     fn prepare(&self, layers: &[Tuned<'_, Cuda>]) -> Result<()> {
-        self.device.synchronize()?;
+        self.uploader.finish()?;
         let room = layers.iter().map(|tuned| Room::new(self, tuned)).collect::<Result<Vec<Room>>>()?;
         // The layers of a step are seen by the same numbers of rows, the head by others.
         for together in layers.chunk_by(|a, b| a.rows == b.rows) {

@@ -3,6 +3,7 @@
 use cudarc::driver::sys as driver;
 
 use super::device::{failed, launched};
+use super::graph::Graph;
 use super::linear::{Call, Choice, Linear};
 use super::weight::Weight;
 use super::{dtype_code, ffi, graph};
@@ -15,17 +16,20 @@ const N_CANDIDATES: usize = 8;
 const N_LARGE_CANDIDATES: usize = 12;
 /// Rows from which arithmetic is the bound.
 const LARGE_ROWS: usize = 512;
-/// Ways that are measured a second time.
-const N_FINALISTS: usize = 6;
+/// Ways that are measured a second time: the best alone, and those that come near.
+const N_FINALISTS: usize = 5;
+const NEAR: f32 = 1.12;
+/// Turns that ways take at being measured, after one that does not count: clocks and power drift by more than ways
+/// differ, and all must have their share of it.
+const N_TURNS: usize = 3;
 /// Layers of a chain, whose weights no cache holds together.
 const N_CHAINED: usize = 4;
-/// Passes over a chain that are measured together: a few milliseconds, after as many unmeasured ones, so that clocks and
-/// power are those of sustained work.
-const N_CHAIN_PASSES: usize = 6;
+/// Passes over a chain in a turn.
+const N_CHAIN_PASSES: usize = 4;
 /// How often every product of a chain may change its way.
 const N_ROUNDS: usize = 2;
 /// By how much a way must shorten the chain to be taken: less is noise.
-const WORTHWHILE: f32 = 0.998;
+const WORTHWHILE: f32 = 0.997;
 /// Bytes of weights over which a measurement rotates, so that they come from memory as they do in a step: more than
 /// twice the largest cache.
 const ROTATED_BYTES: usize = 256 << 20;
@@ -46,12 +50,13 @@ impl Linear {
         let is_chain = products.len() > 1 && products.iter().all(|(call, _)| call.rows < LARGE_ROWS);
         if is_chain && best.iter().all(Option::is_some) {
             let mut chosen: Vec<Choice> = best.iter().flatten().copied().collect();
-            let mut least = self.time_chain(products, &chosen)?;
-            for (number, ways) in (0..N_ROUNDS).flat_map(|_| finalists.iter().enumerate()) {
-                for way in ways {
-                    let before = std::mem::replace(&mut chosen[number], *way);
-                    let time = self.time_chain(products, &chosen)?;
-                    if time < WORTHWHILE * least { least = time } else { chosen[number] = before }
+            for _ in 0..N_ROUNDS {
+                let mut has_changed = false;
+                for (number, ways) in finalists.iter().enumerate() {
+                    has_changed |= self.improve(products, &mut chosen, number, ways)?;
+                }
+                if !has_changed {
+                    break;
                 }
             }
             best = chosen.into_iter().map(Some).collect();
@@ -76,46 +81,68 @@ impl Linear {
         let library = self.candidates(call, n_candidates)?.into_iter().map(Choice::Library);
         let mut timed = Vec::new();
         for choice in own.chain(library) {
-            timed.extend(self.time(call, weights, &choice, 1)?.map(|time| (time, choice)));
+            // The first pass loads the kernel.
+            if self.pass(call, weights, &choice)? {
+                timed.push((self.elapsed(|| self.pass(call, weights, &choice).map(drop))?, choice));
+            }
         }
         timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let near = timed.first().map_or(0.0, |(best, _)| best * NEAR);
+        timed.retain(|(time, _)| *time <= near);
         timed.truncate(N_FINALISTS);
-        let n_passes = if call.rows <= 2 * LARGE_ROWS { 8 } else { 3 };
-        for (time, choice) in &mut timed {
-            *time = self.time(call, weights, choice, n_passes)?.unwrap_or(f32::INFINITY);
-        }
-        timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        Ok(timed.into_iter().map(|(_, choice)| choice).collect())
+        let mut ways: Vec<Choice> = timed.into_iter().map(|(_, choice)| choice).collect();
+        let n_passes = if call.rows <= 2 * LARGE_ROWS { 4 } else { 1 };
+        let times = self.in_turns(ways.len(), |way| {
+            (0..n_passes).try_for_each(|_| self.pass(call, weights, &ways[way]).map(drop))
+        })?;
+        let mut order: Vec<usize> = (0..ways.len()).collect();
+        order.sort_by(|&a, &b| times[a].total_cmp(&times[b]));
+        ways = order.into_iter().map(|way| ways[way]).collect();
+        Ok(ways)
     }
 
-    /// Passes over the weights, one after the other: microseconds a product, or `None` if it cannot be made so.
-    fn time(
-        &self,
-        call: &Call<'_>,
-        weights: &[&Weight],
-        choice: &Choice,
-        n_passes: usize,
-    ) -> Result<Option<f32>> {
-        let pass = || -> Result<bool> {
-            for weight in weights {
-                if !self.run_by(&Call { weight, ..*call }, choice)? {
-                    return Ok(false);
-                }
+    /// A product with each of the weights; whether it can be made so.
+    fn pass(&self, call: &Call<'_>, weights: &[&Weight], choice: &Choice) -> Result<bool> {
+        for weight in weights {
+            if !self.run_by(&Call { weight, ..*call }, choice)? {
+                return Ok(false);
             }
-            Ok(true)
-        };
-        if !pass()? {
-            return Ok(None);
         }
-        let time = self.elapsed(|| (0..n_passes).try_for_each(|_| pass().map(drop)))?;
-        Ok(Some(time / (n_passes * weights.len()) as f32))
+        Ok(true)
+    }
+
+    /// Gives one product of the chain the best of these ways; whether that is another than it had.
+    fn improve(
+        &self,
+        products: &[(Call<'_>, &[&Weight])],
+        chosen: &mut [Choice],
+        number: usize,
+        ways: &[Choice],
+    ) -> Result<bool> {
+        let before = chosen[number];
+        let others = ways.iter().filter(|&&way| way != before).copied();
+        let ways: Vec<Choice> = std::iter::once(before).chain(others).collect();
+        if ways.len() == 1 {
+            return Ok(false);
+        }
+        let mut chains = Vec::new();
+        for &way in &ways {
+            chosen[number] = way;
+            chains.push(self.chain(products, chosen)?);
+        }
+        let times =
+            self.in_turns(chains.len(), |way| (0..N_CHAIN_PASSES).try_for_each(|_| chains[way].launch()))?;
+        let best = (0..ways.len()).min_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(0);
+        let is_better = times[best] < WORTHWHILE * times[0];
+        chosen[number] = if is_better { ways[best] } else { before };
+        Ok(is_better)
     }
 
     /// Some layers' products in their order, recorded. Between them a step has small kernels, for which a norm stands in;
-    /// only what a gate makes is taken by the next product at once. In microseconds.
-    fn time_chain(&self, products: &[(Call<'_>, &[&Weight])], choices: &[Choice]) -> Result<f32> {
+    /// only what a gate makes is taken by the next product at once.
+    fn chain(&self, products: &[(Call<'_>, &[&Weight])], choices: &[Choice]) -> Result<Graph> {
         let n_layers = products.iter().map(|(_, weights)| weights.len()).min().unwrap_or(0).min(N_CHAINED);
-        let chain = graph::capture(&self.device, || {
+        graph::capture(&self.device, || {
             for layer in 0..n_layers {
                 let mut is_gated = false;
                 for ((call, weights), choice) in products.iter().zip(choices) {
@@ -128,10 +155,7 @@ impl Linear {
                 }
             }
             Ok(())
-        })?;
-        let passes = || (0..N_CHAIN_PASSES).try_for_each(|_| chain.launch());
-        passes()?;
-        Ok(self.elapsed(passes)? / N_CHAIN_PASSES as f32)
+        })
     }
 
     /// A norm of the product's own inputs, in place: any weights will do.
@@ -150,6 +174,24 @@ impl Linear {
         };
         // SAFETY: a block reads its row whole before it writes it, and a weight has a row of that width.
         launched("norm", unsafe { ffi::kv_norm(&params, self.device.stream()) })
+    }
+
+    /// The median time of each of `n` ways, which take turns: microseconds.
+    fn in_turns(&self, n: usize, run: impl Fn(usize) -> Result<()>) -> Result<Vec<f32>> {
+        let mut times = vec![Vec::new(); n];
+        for turn in 0..=N_TURNS {
+            for (way, times) in times.iter_mut().enumerate() {
+                let time = self.elapsed(|| run(way))?;
+                if turn > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        let median = |mut times: Vec<f32>| {
+            times.sort_by(f32::total_cmp);
+            times[times.len() / 2]
+        };
+        Ok(times.into_iter().map(median).collect())
     }
 
     /// Microseconds that the GPU takes for what `work` queues.

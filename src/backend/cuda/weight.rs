@@ -41,7 +41,8 @@ impl Weight {
 pub struct Uploader {
     device: Device,
     dtype: DType,
-    staging: RefCell<Staging>,
+    /// Pinned memory, from the first tensor that is copied until all have been.
+    staging: RefCell<Option<Staging>>,
 }
 
 struct Staging {
@@ -51,6 +52,13 @@ struct Staging {
     turn: usize,
 }
 
+impl Staging {
+    fn new(device: &Device) -> Result<Staging> {
+        let buffers = [device.pinned(STAGED_NUMBERS)?, device.pinned(STAGED_NUMBERS)?];
+        Ok(Staging { buffers, copied: [None, None], turn: 0 })
+    }
+}
+
 /// Numbers of a staging buffer.
 const STAGED_NUMBERS: usize = 32 << 20;
 /// Numbers that one core stages at a time.
@@ -58,10 +66,15 @@ const CHUNK_NUMBERS: usize = 1 << 19;
 
 impl Uploader {
     /// Stages numbers of a 16-bit dtype.
-    pub fn new(device: &Device, dtype: DType) -> Result<Uploader> {
-        let buffers = [device.pinned(STAGED_NUMBERS)?, device.pinned(STAGED_NUMBERS)?];
-        let staging = Staging { buffers, copied: [None, None], turn: 0 };
-        Ok(Uploader { device: device.clone(), dtype, staging: RefCell::new(staging) })
+    pub fn new(device: &Device, dtype: DType) -> Uploader {
+        Uploader { device: device.clone(), dtype, staging: RefCell::default() }
+    }
+
+    /// Gives the pinned memory back.
+    pub fn finish(&self) -> Result<()> {
+        self.device.synchronize()?;
+        drop(self.staging.take());
+        Ok(())
     }
 
     /// Blocks of rows, one below the other.
@@ -184,7 +197,11 @@ impl Uploader {
         at: usize,
         fill: impl Fn(Range<usize>, &mut [u16]) + Sync,
     ) -> Result<()> {
-        let staging = &mut *self.staging.borrow_mut();
+        let mut staging = self.staging.borrow_mut();
+        let staging = match &mut *staging {
+            Some(staging) => staging,
+            none => none.insert(Staging::new(&self.device)?),
+        };
         let turn = staging.turn;
         staging.turn = 1 - turn;
         if let Some(copied) = staging.copied[turn].take() {
