@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::model::layout::Place;
 use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
-    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Head, HeadAttention, Layer, Logits, Mask, Mlp, Norm,
-    Positions, Sinks, limits,
+    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Head, HeadAttention, Layer, Logits, Mask,
+    Mlp, Norm, Positions, Sinks, limits,
 };
 
 /// LLaMA, and every model exported under its name.

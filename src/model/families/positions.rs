@@ -34,7 +34,8 @@ pub(super) fn rotary(
         None => config.section("rope_scaling")?,
     };
     let Some(scaling) = scaling else {
-        let rope = Rope { base: base(config, None, default_base)?, width: head_dim, scaling: RopeScaling::Unscaled };
+        let rope =
+            Rope { base: base(config, None, default_base)?, width: head_dim, scaling: RopeScaling::Unscaled };
         check_whole(config)?;
         return Ok(Rotary { rope, max_positions: max_position_embeddings, notes: Vec::new() });
     };
