@@ -4,9 +4,11 @@
 
 use super::config::Config;
 use super::llama::{self, CLASS, Class};
-use super::{Family, Reading};
+use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
-use crate::model::spec::{Head, Positions, limits};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, Names, Role};
+use crate::model::spec::{DecoderSpec, Head, Positions, limits};
 
 /// Baichuan-7B, which alone writes its name with a capital C.
 pub(super) const BAICHUAN_7B: Family = Family {
@@ -55,5 +57,19 @@ fn has_norm_head(config: &Config<'_>) -> Result<bool> {
     match config.flag("kvshard_norm_head")? {
         Some(normalised) => Ok(normalised),
         None => Ok(config.required_count("vocab_size", limits::VOCAB)? == 125_696),
+    }
+}
+
+const NAMES: Names = Names { place, ..llama::NAMES };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let packed = |which| {
+        Place::of(&["model.layers.{layer}.self_attn.W_pack.weight"]).block(1, &shape::qkv_rows(spec), which)
+    };
+    match role {
+        Role::Layer(_, LayerRole::Query) => packed(0),
+        Role::Layer(_, LayerRole::Key) => packed(1),
+        Role::Layer(_, LayerRole::Value) => packed(2),
+        _ => llama::place(spec, role),
     }
 }

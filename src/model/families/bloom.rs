@@ -4,6 +4,8 @@
 use super::config::Config;
 use super::{Family, Reading, shape};
 use crate::error::Result;
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
     Activation, Attention, Bias, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Positions, limits,
 };
@@ -40,4 +42,46 @@ fn read(config: &Config<'_>) -> Result<Reading> {
         logits: Logits::PLAIN,
     };
     Ok(Reading { spec, names: NAMES, notes: Vec::new() })
+}
+
+/// Some public files leave out the prefix.
+const NAMES: Names = Names { prefixes: &["transformer.", ""], place, ignores: |_, _| false };
+
+/// Where BLOOM's checkpoints keep a role, after the prefix.
+pub(super) fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let heads = spec.attention.heads();
+    let by_head = |names, which| Place::of(names).block(heads, &shape::qkv_rows_of(spec, heads), which);
+    const QKV: &[&str] = &["h.{layer}.self_attention.query_key_value.weight"];
+    const QKV_BIAS: &[&str] = &["h.{layer}.self_attention.query_key_value.bias"];
+    let Role::Layer(_, part) = role else {
+        return match role {
+            Role::Embedding => Place::of(&["word_embeddings.weight"]),
+            Role::EmbeddingNorm => Place::of(&["word_embeddings_layernorm.weight"]),
+            Role::EmbeddingNormBias => Place::of(&["word_embeddings_layernorm.bias"]),
+            Role::FinalNorm => Place::of(&["ln_f.weight"]),
+            Role::FinalNormBias => Place::of(&["ln_f.bias"]),
+            Role::Head => Place::of(&["lm_head.weight"]),
+            _ => Place::nowhere(),
+        };
+    };
+    use LayerRole::*;
+    match part {
+        AttentionNorm => Place::of(&["h.{layer}.input_layernorm.weight"]),
+        AttentionNormBias => Place::of(&["h.{layer}.input_layernorm.bias"]),
+        Query => by_head(QKV, 0),
+        QueryBias => by_head(QKV_BIAS, 0),
+        Key => by_head(QKV, 1),
+        KeyBias => by_head(QKV_BIAS, 1),
+        Value => by_head(QKV, 2),
+        ValueBias => by_head(QKV_BIAS, 2),
+        Output => Place::of(&["h.{layer}.self_attention.dense.weight"]),
+        OutputBias => Place::of(&["h.{layer}.self_attention.dense.bias"]),
+        MlpNorm => Place::of(&["h.{layer}.post_attention_layernorm.weight"]),
+        MlpNormBias => Place::of(&["h.{layer}.post_attention_layernorm.bias"]),
+        Mlp(MlpRole::Up) => Place::of(&["h.{layer}.mlp.dense_h_to_4h.weight"]),
+        Mlp(MlpRole::UpBias) => Place::of(&["h.{layer}.mlp.dense_h_to_4h.bias"]),
+        Mlp(MlpRole::Down) => Place::of(&["h.{layer}.mlp.dense_4h_to_h.weight"]),
+        Mlp(MlpRole::DownBias) => Place::of(&["h.{layer}.mlp.dense_4h_to_h.bias"]),
+        _ => Place::nowhere(),
+    }
 }

@@ -4,6 +4,8 @@
 use super::config::Config;
 use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
+use crate::model::layout::{Pairs, Place};
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
     Activation, Attention, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Positions, Rope,
     RopeScaling, limits,
@@ -65,4 +67,49 @@ fn read(config: &Config<'_>) -> Result<Reading> {
         logits: Logits::PLAIN,
     };
     Ok(Reading { spec, names: NAMES, notes: Vec::new() })
+}
+
+const NAMES: Names =
+    Names { prefixes: &[""], place, ignores: |_, name| name == "transformer.rotary_pos_emb.inv_freq" };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(layer, part) = role else {
+        return match role {
+            Role::Embedding => Place::of(&["transformer.embedding.word_embeddings.weight"]),
+            Role::FinalNorm => Place::of(&["transformer.encoder.final_layernorm.weight"]),
+            Role::Head => Place::of(&["transformer.output_layer.weight"]),
+            _ => Place::nowhere(),
+        };
+    };
+    let Attention::Heads(HeadAttention { head_dim, .. }) = spec.attention else { return Place::nowhere() };
+    let qkv = |names, which| Place::of(names).block(1, &shape::qkv_rows(spec), which);
+    let turned = |names, which| qkv(names, which).pairs(Pairs { head: head_dim, first: 0, width: head_dim / 2 });
+    let gate_up = |names, which| {
+        let width = spec.layers[layer].mlp.width();
+        Place::of(names).block(1, &[width, width], which)
+    };
+    const QKV: &[&str] = &["transformer.encoder.layers.{layer}.self_attention.query_key_value.weight"];
+    const QKV_BIAS: &[&str] = &["transformer.encoder.layers.{layer}.self_attention.query_key_value.bias"];
+    const GATE_UP: &[&str] = &["transformer.encoder.layers.{layer}.mlp.dense_h_to_4h.weight"];
+    const GATE_UP_BIAS: &[&str] = &["transformer.encoder.layers.{layer}.mlp.dense_h_to_4h.bias"];
+    use LayerRole::*;
+    match part {
+        AttentionNorm => Place::of(&["transformer.encoder.layers.{layer}.input_layernorm.weight"]),
+        Query => turned(QKV, 0),
+        QueryBias => turned(QKV_BIAS, 0),
+        Key => turned(QKV, 1),
+        KeyBias => turned(QKV_BIAS, 1),
+        Value => qkv(QKV, 2),
+        ValueBias => qkv(QKV_BIAS, 2),
+        Output => Place::of(&["transformer.encoder.layers.{layer}.self_attention.dense.weight"]),
+        OutputBias => Place::of(&["transformer.encoder.layers.{layer}.self_attention.dense.bias"]),
+        MlpNorm => Place::of(&["transformer.encoder.layers.{layer}.post_attention_layernorm.weight"]),
+        Mlp(MlpRole::Gate) => gate_up(GATE_UP, 0),
+        Mlp(MlpRole::GateBias) => gate_up(GATE_UP_BIAS, 0),
+        Mlp(MlpRole::Up) => gate_up(GATE_UP, 1),
+        Mlp(MlpRole::UpBias) => gate_up(GATE_UP_BIAS, 1),
+        Mlp(MlpRole::Down) => Place::of(&["transformer.encoder.layers.{layer}.mlp.dense_4h_to_h.weight"]),
+        Mlp(MlpRole::DownBias) => Place::of(&["transformer.encoder.layers.{layer}.mlp.dense_4h_to_h.bias"]),
+        _ => Place::nowhere(),
+    }
 }

@@ -5,7 +5,9 @@ use super::config::Config;
 use super::llama::{self, CLASS, Class};
 use super::{Family, Reading, shape};
 use crate::error::Result;
-use crate::model::spec::{Bias, Block, HeadNorm, Norm, limits};
+use crate::model::layout::{Pairs, Place};
+use crate::model::names::{LayerRole, Names, Role};
+use crate::model::spec::{Attention, Bias, Block, DecoderSpec, HeadAttention, HeadNorm, Norm, limits};
 
 /// Cohere's Command-R models.
 pub(super) const COHERE: Family =
@@ -37,4 +39,18 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     spec.block = Block::ParallelOneNorm;
     spec.logits.multiplier = config.number("logit_scale", 1e-6, 1e6)?.unwrap_or(0.0625) as f32;
     Ok(Reading { names: NAMES, ..reading })
+}
+
+const NAMES: Names = Names { place, ..llama::NAMES };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let place = llama::place(spec, role);
+    let Attention::Heads(HeadAttention { head_dim, .. }) = spec.attention else { return place };
+    use LayerRole::*;
+    match role {
+        Role::Layer(_, Query | QueryBias | QueryNorm | Key | KeyBias | KeyNorm) => {
+            place.pairs(Pairs { head: head_dim, first: 0, width: head_dim })
+        }
+        _ => place,
+    }
 }

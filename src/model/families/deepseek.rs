@@ -2,10 +2,12 @@
 //! experts beside a shared one after some dense layers.
 
 use super::config::Config;
+use super::llama;
 use super::positions::{Rotary, Wanted, rotary, yarn_amplitude};
-use super::shape::MAX_EXPERTS;
 use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
+use crate::model::layout::{Pairs, Place};
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
     Activation, Attention, Bias, Block, DecoderSpec, Embedding, Experts, Groups, LatentAttention, Layer, Logits, Mask,
     Mlp, Norm, Positions, Router, limits,
@@ -22,8 +24,11 @@ pub(super) const DEEPSEEK_V2: Family = Family {
 pub(super) const DEEPSEEK_V3: Family = Family {
     architectures: &["DeepseekV3ForCausalLM"],
     model_types: &["deepseek_v3", "kimi_k2"],
-    read: |config| read("deepseek_v3", config, sigmoid_router),
+    read: |config| read(V3, config, sigmoid_router),
 };
+
+/// The newer one's name.
+const V3: &str = "deepseek_v3";
 
 /// Of both latents, whatever the eps of the blocks.
 const LATENT_NORM: Norm = Norm::Rms { eps: 1e-6 };
@@ -37,7 +42,7 @@ fn read(
     config.only("mlp_bias", false)?;
     config.only("rope_interleave", true)?;
     let (attention, rotary) = attention(config)?;
-    let experts = match config.count("n_routed_experts", MAX_EXPERTS)? {
+    let experts = match config.count("n_routed_experts", limits::EXPERTS)? {
         Some(n_experts) => Some(experts(config, n_experts, router)?),
         None => None,
     };
@@ -128,10 +133,10 @@ fn experts(
     router: fn(&Config<'_>) -> Result<Router>,
 ) -> Result<Experts> {
     let width = config.required_count("moe_intermediate_size", limits::WIDTH)?;
-    let shared = config.index("n_shared_experts", MAX_EXPERTS)?.unwrap_or(0);
+    let shared = config.index("n_shared_experts", limits::EXPERTS)?.unwrap_or(0);
     Ok(Experts {
         n_experts,
-        n_chosen: config.required_count("num_experts_per_tok", MAX_EXPERTS)?,
+        n_chosen: config.required_count("num_experts_per_tok", limits::EXPERTS)?,
         width,
         activation: activation(config)?,
         bias: Bias::Absent,
@@ -146,8 +151,8 @@ fn factor(config: &Config<'_>) -> Result<f32> {
 }
 
 fn groups(config: &Config<'_>) -> Result<Groups> {
-    let n = config.count("n_group", MAX_EXPERTS)?.unwrap_or(1);
-    Ok(Groups { n, n_used: config.count("topk_group", MAX_EXPERTS)?.unwrap_or(n) })
+    let n = config.count("n_group", limits::EXPERTS)?.unwrap_or(1);
+    Ok(Groups { n, n_used: config.count("topk_group", limits::EXPERTS)?.unwrap_or(n) })
 }
 
 /// Version 2. With `norm_topk_prob` its two references differ, and no published model has it.
@@ -176,5 +181,42 @@ fn served<'a>(config: &Config<'a>, key: &str, values: &[&str]) -> Result<Option<
             "the config's {key} is {value:.40}, which is not served in this family"
         ))),
         value => Ok(value),
+    }
+}
+
+const NAMES: Names = Names { prefixes: &[""], place, ignores };
+
+/// Old buffers, and the layer after the last, which predicts a second token.
+fn ignores(spec: &DecoderSpec, name: &str) -> bool {
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+    llama::ignores(name) || (spec.family == V3 && layer == Some(spec.layers()))
+}
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(_, part) = role else { return llama::place(spec, role) };
+    let Attention::Latent(latent) = spec.attention else { return Place::nowhere() };
+    let LatentAttention { heads, kv_rank, nope_dim, rope_dim, value_dim, .. } = latent;
+    let up = |which| {
+        Place::of(&["model.layers.{layer}.self_attn.kv_b_proj.weight"]).block(heads, &[nope_dim, value_dim], which)
+    };
+    use LayerRole::*;
+    match part {
+        Query => Place::of(match latent.query_rank {
+            Some(_) => &["model.layers.{layer}.self_attn.q_b_proj.weight"],
+            None => &["model.layers.{layer}.self_attn.q_proj.weight"],
+        })
+        .pairs(Pairs { head: nope_dim + rope_dim, first: nope_dim, width: rope_dim }),
+        QueryDown => Place::of(&["model.layers.{layer}.self_attn.q_a_proj.weight"]),
+        QueryDownNorm => Place::of(&["model.layers.{layer}.self_attn.q_a_layernorm.weight"]),
+        KvDown => Place::of(&["model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight"])
+            .pairs(Pairs { head: kv_rank + rope_dim, first: kv_rank, width: rope_dim }),
+        KvDownNorm => Place::of(&["model.layers.{layer}.self_attn.kv_a_layernorm.weight"]),
+        KeyUp => up(0),
+        ValueUp => up(1),
+        ChoiceBias => Place::of(&["model.layers.{layer}.mlp.gate.e_score_correction_bias"]),
+        SharedExpert(MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.shared_experts.gate_proj.weight"]),
+        SharedExpert(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.shared_experts.up_proj.weight"]),
+        SharedExpert(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.shared_experts.down_proj.weight"]),
+        _ => llama::place(spec, role),
     }
 }

@@ -3,8 +3,10 @@
 
 use super::config::Config;
 use super::positions::{Wanted, rotary};
-use super::{Family, Reading, shape};
+use super::{Family, Reading, bloom, llama, shape};
 use crate::error::{Error, Result};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, Names, Role};
 use crate::model::spec::{
     Attention, Bias, Block, DecoderSpec, Embedding, Logits, Mlp, Positions, limits,
 };
@@ -65,5 +67,27 @@ fn read(config: &Config<'_>) -> Result<Reading> {
         head: shape::head(config.flag("tie_word_embeddings")?.unwrap_or(true)),
         logits: Logits::PLAIN,
     };
-    Ok(Reading { spec, names: if grouped { NAMES_BY_GROUP } else { NAMES }, notes: rotary.notes })
+    Ok(Reading { spec, names: NAMES, notes: rotary.notes })
+}
+
+const NAMES: Names = Names { prefixes: &["transformer.", ""], place, ignores: |_, name| llama::ignores(name) };
+
+/// BLOOM's names, and a block of rows for each KV head: its queries, its key, its value.
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let kv_heads = spec.attention.kv_heads();
+    let by_group = |which| {
+        let place = Place::of(&["h.{layer}.self_attention.query_key_value.weight"]);
+        place.block(kv_heads, &shape::qkv_rows_of(spec, kv_heads), which)
+    };
+    let two_norms = spec.block == Block::ParallelTwoNorms;
+    match role {
+        Role::Layer(_, LayerRole::Query) => by_group(0),
+        Role::Layer(_, LayerRole::Key) => by_group(1),
+        Role::Layer(_, LayerRole::Value) => by_group(2),
+        Role::Layer(_, LayerRole::AttentionNorm) if two_norms => Place::of(&["h.{layer}.ln_attn.weight"]),
+        Role::Layer(_, LayerRole::AttentionNormBias) if two_norms => Place::of(&["h.{layer}.ln_attn.bias"]),
+        Role::Layer(_, LayerRole::MlpNorm) => Place::of(&["h.{layer}.ln_mlp.weight"]),
+        Role::Layer(_, LayerRole::MlpNormBias) => Place::of(&["h.{layer}.ln_mlp.bias"]),
+        _ => bloom::place(spec, role),
+    }
 }

@@ -7,7 +7,9 @@ use super::llama::{self, CLASS, Class};
 use super::positions::{Rotary, Wanted, rope};
 use super::{Family, Reading, shape};
 use crate::error::Result;
-use crate::model::spec::{Block, HeadNorm, Norm, Positions, limits};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, Names, Role};
+use crate::model::spec::{Block, DecoderSpec, HeadNorm, Norm, Positions, limits};
 
 /// Gemma 2.
 pub(super) const GEMMA2: Family = Family {
@@ -94,4 +96,16 @@ fn rotary_by_layer(config: &Config<'_>, wanted: &Wanted) -> Result<Rotary> {
     let (global, _) = rope(config, global.as_ref(), "rope_theta", wanted)?;
     let (local, _) = rope(config, local.as_ref(), "rope_local_base_freq", &Wanted { base: 1e4, ..*wanted })?;
     Ok(Rotary { ropes: vec![global, local], max_positions: wanted.max_positions, notes: Vec::new() })
+}
+
+const NAMES: Names = Names { place, ..llama::NAMES };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(_, part) = role else { return llama::place(spec, role) };
+    match part {
+        LayerRole::AttentionPostNorm => Place::of(&["model.layers.{layer}.post_attention_layernorm.weight"]),
+        LayerRole::MlpNorm => Place::of(&["model.layers.{layer}.pre_feedforward_layernorm.weight"]),
+        LayerRole::MlpPostNorm => Place::of(&["model.layers.{layer}.post_feedforward_layernorm.weight"]),
+        _ => llama::place(spec, role),
+    }
 }

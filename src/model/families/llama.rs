@@ -5,7 +5,8 @@ use super::config::Config;
 use super::positions::{Rotary, Wanted, rotary};
 use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
-use crate::model::names::{LayerRole, Names};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
     Activation, Attention, Bias, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Norm, Positions, limits,
 };
@@ -140,32 +141,62 @@ pub(super) fn read(
     Ok(Reading { spec, names: NAMES, notes: rotary.notes })
 }
 
-/// LLaMA's names. Yi's first revision called the block norms `ln1` and `ln2`.
-pub(super) const NAMES: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
-    head: "lm_head.weight",
-    layers: "model.layers.",
-    in_layer: |role| match role {
-        LayerRole::AttentionNorm => &["input_layernorm.weight", "ln1.weight"],
-        LayerRole::Query => &["self_attn.q_proj.weight"],
-        LayerRole::QueryBias => &["self_attn.q_proj.bias"],
-        LayerRole::Key => &["self_attn.k_proj.weight"],
-        LayerRole::KeyBias => &["self_attn.k_proj.bias"],
-        LayerRole::Value => &["self_attn.v_proj.weight"],
-        LayerRole::ValueBias => &["self_attn.v_proj.bias"],
-        LayerRole::Output => &["self_attn.o_proj.weight"],
-        LayerRole::OutputBias => &["self_attn.o_proj.bias"],
-        LayerRole::MlpNorm => &["post_attention_layernorm.weight", "ln2.weight"],
-        LayerRole::Gate => &["mlp.gate_proj.weight"],
-        LayerRole::GateBias => &["mlp.gate_proj.bias"],
-        LayerRole::Up => &["mlp.up_proj.weight"],
-        LayerRole::UpBias => &["mlp.up_proj.bias"],
-        LayerRole::Down => &["mlp.down_proj.weight"],
-        LayerRole::DownBias => &["mlp.down_proj.bias"],
-    },
-    ignored: &[".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"],
-};
+/// LLaMA's names.
+pub(super) const NAMES: Names = Names { prefixes: &[""], place, ignores: |_, name| ignores(name) };
+
+/// Buffers that old versions of the class saved.
+pub(super) fn ignores(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+/// Where checkpoints with LLaMA's names keep a role. What LLaMA itself lacks is where most other classes of
+/// `transformers` keep it. Yi's first revision called the block norms `ln1` and `ln2`.
+pub(super) fn place(_: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(_, role) = role else {
+        return match role {
+            Role::Embedding => Place::of(&["model.embed_tokens.weight"]),
+            Role::FinalNorm => Place::of(&["model.norm.weight"]),
+            Role::FinalNormBias => Place::of(&["model.norm.bias"]),
+            Role::Head => Place::of(&["lm_head.weight"]),
+            _ => Place::nowhere(),
+        };
+    };
+    use LayerRole::*;
+    match role {
+        AttentionNorm => {
+            Place::of(&["model.layers.{layer}.input_layernorm.weight", "model.layers.{layer}.ln1.weight"])
+        }
+        AttentionNormBias => Place::of(&["model.layers.{layer}.input_layernorm.bias"]),
+        Query => Place::of(&["model.layers.{layer}.self_attn.q_proj.weight"]),
+        QueryBias => Place::of(&["model.layers.{layer}.self_attn.q_proj.bias"]),
+        QueryNorm => Place::of(&["model.layers.{layer}.self_attn.q_norm.weight"]),
+        Key => Place::of(&["model.layers.{layer}.self_attn.k_proj.weight"]),
+        KeyBias => Place::of(&["model.layers.{layer}.self_attn.k_proj.bias"]),
+        KeyNorm => Place::of(&["model.layers.{layer}.self_attn.k_norm.weight"]),
+        Value => Place::of(&["model.layers.{layer}.self_attn.v_proj.weight"]),
+        ValueBias => Place::of(&["model.layers.{layer}.self_attn.v_proj.bias"]),
+        Output => Place::of(&["model.layers.{layer}.self_attn.o_proj.weight"]),
+        OutputBias => Place::of(&["model.layers.{layer}.self_attn.o_proj.bias"]),
+        MlpNorm => Place::of(&[
+            "model.layers.{layer}.post_attention_layernorm.weight",
+            "model.layers.{layer}.ln2.weight",
+        ]),
+        MlpNormBias => Place::of(&["model.layers.{layer}.post_attention_layernorm.bias"]),
+        Mlp(MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.gate_proj.weight"]),
+        Mlp(MlpRole::GateBias) => Place::of(&["model.layers.{layer}.mlp.gate_proj.bias"]),
+        Mlp(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.up_proj.weight"]),
+        Mlp(MlpRole::UpBias) => Place::of(&["model.layers.{layer}.mlp.up_proj.bias"]),
+        Mlp(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.down_proj.weight"]),
+        Mlp(MlpRole::DownBias) => Place::of(&["model.layers.{layer}.mlp.down_proj.bias"]),
+        Router => Place::of(&["model.layers.{layer}.mlp.gate.weight"]),
+        Expert(_, MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"]),
+        Expert(_, MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"]),
+        Expert(_, MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"]),
+        _ => Place::nowhere(),
+    }
+}
 
 #[cfg(test)]
 mod tests;

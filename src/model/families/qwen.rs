@@ -3,8 +3,10 @@
 
 use super::config::Config;
 use super::positions::{MAX_BASE, MIN_BASE, part_of};
-use super::{Family, Reading, shape};
+use super::{Family, Reading, llama, shape};
 use crate::error::{Error, Result};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
     Activation, Attention, Bias, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Positions, Rope,
     RopeScaling, limits,
@@ -65,4 +67,45 @@ fn read(config: &Config<'_>) -> Result<Reading> {
         logits: Logits::PLAIN,
     };
     Ok(Reading { spec, names: NAMES, notes: Vec::new() })
+}
+
+const NAMES: Names = Names {
+    prefixes: &[""],
+    place,
+    // Buffers that the first revision saved.
+    ignores: |_, name| llama::ignores(name) || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
+};
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let fused = |names, which| Place::of(names).block(1, &shape::qkv_rows(spec), which);
+    const QKV: &[&str] = &["transformer.h.{layer}.attn.c_attn.weight"];
+    const QKV_BIAS: &[&str] = &["transformer.h.{layer}.attn.c_attn.bias"];
+    let Role::Layer(_, part) = role else {
+        return match role {
+            Role::Embedding => Place::of(&["transformer.wte.weight"]),
+            Role::FinalNorm => Place::of(&["transformer.ln_f.weight"]),
+            Role::Head => Place::of(&["lm_head.weight"]),
+            _ => Place::nowhere(),
+        };
+    };
+    use LayerRole::*;
+    match part {
+        AttentionNorm => Place::of(&["transformer.h.{layer}.ln_1.weight"]),
+        Query => fused(QKV, 0),
+        QueryBias => fused(QKV_BIAS, 0),
+        Key => fused(QKV, 1),
+        KeyBias => fused(QKV_BIAS, 1),
+        Value => fused(QKV, 2),
+        ValueBias => fused(QKV_BIAS, 2),
+        Output => Place::of(&["transformer.h.{layer}.attn.c_proj.weight"]),
+        OutputBias => Place::of(&["transformer.h.{layer}.attn.c_proj.bias"]),
+        MlpNorm => Place::of(&["transformer.h.{layer}.ln_2.weight"]),
+        Mlp(MlpRole::Gate) => Place::of(&["transformer.h.{layer}.mlp.w2.weight"]),
+        Mlp(MlpRole::GateBias) => Place::of(&["transformer.h.{layer}.mlp.w2.bias"]),
+        Mlp(MlpRole::Up) => Place::of(&["transformer.h.{layer}.mlp.w1.weight"]),
+        Mlp(MlpRole::UpBias) => Place::of(&["transformer.h.{layer}.mlp.w1.bias"]),
+        Mlp(MlpRole::Down) => Place::of(&["transformer.h.{layer}.mlp.c_proj.weight"]),
+        Mlp(MlpRole::DownBias) => Place::of(&["transformer.h.{layer}.mlp.c_proj.bias"]),
+        _ => Place::nowhere(),
+    }
 }

@@ -3,7 +3,6 @@
 
 use super::config::Config;
 use super::llama::{self, CLASS, Class};
-use super::shape::MAX_EXPERTS;
 use super::{Family, Reading, qwen2, shape};
 use crate::error::Result;
 use crate::model::spec::{Bias, Experts, Groups, HeadNorm, Mlp, Router, limits};
@@ -39,7 +38,7 @@ pub(super) const QWEN3_MOE: Family = Family {
                 layer.mlp = experts;
             }
         }
-        Ok(Reading { names: MOE_NAMES, ..reading })
+        Ok(reading)
     },
 };
 
@@ -58,8 +57,8 @@ fn experts(config: &Config<'_>) -> Result<Experts> {
     let renormalised = config.flag("norm_topk_prob")?.unwrap_or(false);
     let n_experts = config.either("num_experts", "num_local_experts");
     Ok(Experts {
-        n_experts: config.required_count(n_experts, MAX_EXPERTS)?,
-        n_chosen: config.required_count("num_experts_per_tok", MAX_EXPERTS)?,
+        n_experts: config.required_count(n_experts, limits::EXPERTS)?,
+        n_chosen: config.required_count("num_experts_per_tok", limits::EXPERTS)?,
         width: config.required_count("moe_intermediate_size", limits::WIDTH)?,
         activation: shape::activation(config, "hidden_act", "silu")?,
         bias: Bias::Absent,

@@ -2,10 +2,9 @@
 
 use super::config::Config;
 use crate::error::{Error, Result};
-use crate::model::spec::{Activation, Bias, Head, HeadAttention, Layer, Mask, Mlp, Norm, Sinks, limits};
-
-/// Most experts of a layer; published models have below 1,000.
-pub(super) const MAX_EXPERTS: usize = 1 << 12;
+use crate::model::spec::{
+    Activation, Attention, Bias, DecoderSpec, Head, HeadAttention, Layer, Mask, Mlp, Norm, Sinks, limits,
+};
 
 /// A bias that is there or not.
 pub(super) fn bias(present: bool) -> Bias {
@@ -130,4 +129,19 @@ pub(super) fn slide(
         layer.mask = mask;
     }
     Ok(())
+}
+
+/// Rows of queries, of keys and of values.
+pub(super) fn qkv_rows(spec: &DecoderSpec) -> [usize; 3] {
+    match spec.attention {
+        Attention::Heads(HeadAttention { heads, kv_heads, head_dim, .. }) => {
+            [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        }
+        Attention::Latent(_) => [0; 3],
+    }
+}
+
+/// The same of one of the `groups` into which a checkpoint gathers them.
+pub(super) fn qkv_rows_of(spec: &DecoderSpec, groups: usize) -> [usize; 3] {
+    qkv_rows(spec).map(|rows| rows / groups.max(1))
 }

@@ -6,7 +6,9 @@ use super::config::Config;
 use super::llama::{self, CLASS, Class};
 use super::{Family, Reading, shape};
 use crate::error::Result;
-use crate::model::spec::{Bias, Block, HeadNorm, Norm};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, Names, Role};
+use crate::model::spec::{Bias, Block, DecoderSpec, HeadNorm, Norm};
 
 /// StableLM.
 pub(super) const STABLELM: Family = Family {
@@ -40,4 +42,18 @@ fn read(config: &Config<'_>) -> Result<Reading> {
         reading.spec.block = Block::ParallelOneNorm;
     }
     Ok(Reading { names: NAMES, ..reading })
+}
+
+const NAMES: Names = Names { place, ..llama::NAMES };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    match role {
+        Role::Layer(_, LayerRole::QueryNorm) => {
+            Place::of(&["model.layers.{layer}.self_attn.q_layernorm.norms.{head}.weight"]).by_head()
+        }
+        Role::Layer(_, LayerRole::KeyNorm) => {
+            Place::of(&["model.layers.{layer}.self_attn.k_layernorm.norms.{head}.weight"]).by_head()
+        }
+        _ => llama::place(spec, role),
+    }
 }

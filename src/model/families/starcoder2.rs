@@ -4,7 +4,9 @@ use super::config::Config;
 use super::llama::{self, CLASS, Class};
 use super::{Family, Reading, shape};
 use crate::error::Result;
-use crate::model::spec::Mlp;
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
+use crate::model::spec::{DecoderSpec, Mlp};
 
 /// StarCoder 2.
 pub(super) const STARCODER2: Family =
@@ -32,4 +34,17 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     let window = shape::windowed(shape::window(config, None)?, spec.max_positions);
     shape::slide(config, &mut spec.layers, window, |_| true)?;
     Ok(Reading { names: NAMES, ..reading })
+}
+
+const NAMES: Names = Names { place, ..llama::NAMES };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(_, part) = role else { return llama::place(spec, role) };
+    match part {
+        LayerRole::Mlp(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.c_fc.weight"]),
+        LayerRole::Mlp(MlpRole::UpBias) => Place::of(&["model.layers.{layer}.mlp.c_fc.bias"]),
+        LayerRole::Mlp(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.c_proj.weight"]),
+        LayerRole::Mlp(MlpRole::DownBias) => Place::of(&["model.layers.{layer}.mlp.c_proj.bias"]),
+        _ => llama::place(spec, role),
+    }
 }
