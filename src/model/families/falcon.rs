@@ -4,7 +4,7 @@
 use super::config::Config;
 use super::positions::{Wanted, rotary};
 use super::{Family, Reading, bloom, llama, shape};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::layout::Place;
 use crate::model::names::{LayerRole, Names, Role};
 use crate::model::spec::{

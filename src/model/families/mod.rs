@@ -153,10 +153,11 @@ fn recognise(config: &Config<'_>) -> Result<&'static Family> {
             if let Some((_, why)) = UNSERVED.iter().find(|(name, _)| *name == architecture) {
                 return Error::Unsupported(format!("the architecture {architecture} is not served: {why}"));
             }
-            let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+            let known: Vec<&str> =
+                FAMILIES.iter().filter_map(|family| family.model_types.first()).copied().collect();
             let known = known.join(", ");
             Error::Unsupported(format!(
-                "the architecture {architecture:.60} is not served; these are: {known}"
+                "the architecture {architecture:.60} is not served; the model types that are: {known}"
             ))
         });
     }
