@@ -25,11 +25,12 @@ def main():
         reference, specs = remote.Reference(arguments[1]), families_remote.SPECS
         arguments = arguments[2:]
     else:
-        import families_dense
+        import families_gated
         import families_moe
+        import families_plain
         import native
 
-        reference, specs = native, families_dense.SPECS + families_moe.SPECS
+        reference, specs = native, families_plain.SPECS + families_gated.SPECS + families_moe.SPECS
     unknown = set(arguments) - {spec.name for spec in specs}
     if unknown:
         raise SystemExit(f"unknown fixtures: {sorted(unknown)}")

@@ -1,4 +1,4 @@
-"""Dense families of transformers 5: configs with the keys of the published repositories, at sizes that show each
+"""Families with a plain MLP and LayerNorm: configs with the keys of the published repositories, at sizes that show each
 peculiarity."""
 
 from goldens import Fault, Spec, doubled, dropped, edit
