@@ -1,7 +1,9 @@
 """Families with a plain MLP and LayerNorm: configs with the keys of the published repositories, at sizes that show each
 peculiarity."""
 
-from goldens import Fault, Spec, doubled, dropped, edit
+import torch
+
+from goldens import Fault, Spec, doubled, dropped, edit, swapped
 
 
 def bloom(**over):
@@ -69,6 +71,66 @@ def gpt_bigcode(**over):
     }
 
 
+def starcoder2(**over):
+    return {
+        "activation_function": "gelu",
+        "architectures": ["Starcoder2ForCausalLM"],
+        "attention_dropout": 0.1,
+        "attention_softmax_in_fp32": True,
+        "bos_token_id": 0,
+        "embedding_dropout": 0.1,
+        "eos_token_id": 0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 64,
+        "initializer_range": 0.018042,
+        "intermediate_size": 96,
+        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": 128,
+        "mlp_type": "default",
+        "model_type": "starcoder2",
+        "norm_epsilon": 1e-5,
+        "norm_type": "layer_norm",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "residual_dropout": 0.1,
+        "rope_theta": 999999.4420358813,
+        "scale_attention_softmax_in_fp32": True,
+        "scale_attn_weights": True,
+        "sliding_window": 23,
+        "use_bias": True,
+        "use_cache": True,
+        "vocab_size": 140,
+        **over,
+    }
+
+
+def falcon(**over):
+    config = {
+        "alibi": False,
+        "apply_residual_connection_post_layernorm": False,
+        "architectures": ["FalconForCausalLM"],
+        "attention_dropout": 0.0,
+        "bias": False,
+        "bos_token_id": 11,
+        "eos_token_id": 11,
+        "hidden_dropout": 0.0,
+        "hidden_size": 48,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-5,
+        "model_type": "falcon",
+        "multi_query": True,
+        "new_decoder_architecture": False,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+        "parallel_attn": True,
+        "use_cache": True,
+        "vocab_size": 128,
+        **over,
+    }
+    return {k: v for k, v in config.items() if v != "absent"}
+
+
 BLOOM_FAULTS = {
     "embedding norm ignored": edit(r"word_embeddings_layernorm\.weight", lambda t: t * 0 + 1),
     "qkv bias dropped": dropped(r"query_key_value\.bias"),
@@ -128,5 +190,47 @@ SPECS = [
         gpt_bigcode(multi_query=False, n_inner=256),
         "StarCoder with as many KV heads as heads: rows of q, k, v by head",
         faults=BIGCODE_FAULTS,
+    ),
+    Spec(
+        "starcoder2",
+        starcoder2(),
+        "StarCoder2: GQA with rope, biases everywhere, plain MLP with the tanh gelu, window 23, tied",
+        storage="bfloat16",
+        faults={
+            "window ignored": Fault({"sliding_window": None}),
+            "window one wider": Fault({"sliding_window": 24}),
+            "q bias dropped": dropped(r"q_proj\.bias"),
+            "o bias twice": doubled(r"o_proj\.bias"),
+            "mlp out bias twice": doubled(r"c_proj\.bias"),
+            "rope theta 10000": Fault({"rope_theta": 10000.0}),
+        },
+    ),
+    Spec(
+        "falcon",
+        falcon(),
+        "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied",
+        faults={
+            "norm bias dropped": dropped(r"input_layernorm\.bias"),
+            "rotary as alibi": Fault({"alibi": True}),
+        },
+    ),
+    Spec(
+        "falcon-groups",
+        falcon(
+            hidden_size=64,
+            multi_query="absent",
+            new_decoder_architecture=True,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            parallel_attn=True,
+        ),
+        "Falcon-40b: rows of q, k, v by KV group, parallel branches after a norm each",
+        storage="bfloat16",
+        faults={
+            "one norm for both branches": swapped("ln_attn", "ln_mlp"),
+            "rows as [q|k|v]": edit(
+                r"query_key_value", lambda t: torch.cat([t[:32], t[64:96], t[32:48], t[96:112], t[48:64], t[112:128]])
+            ),
+        },
     ),
 ]
