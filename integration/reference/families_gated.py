@@ -144,8 +144,12 @@ def qwen3(**over):
     return sized("Qwen3ForCausalLM", "qwen3", **{**config, **over})
 
 
-# Norms that multiply by one plus the weight.
-ONE_PLUS = ((r"norm\.weight$", {"scale": 0.5}),)
+# Norms that multiply by one plus the weight; those after the branches make these outweigh the embedding.
+ONE_PLUS = (
+    (r"post_\w+_layernorm\.weight$", {"scale": 1.0, "offset": 1.5}),
+    (r"norm\.weight$", {"scale": 0.5}),
+    (r"embed_tokens\.weight$", {"scale": 1.75, "per": "in"}),
+)
 QK_ONES = {"q norm's weights ignored": edit(r"q_norm|q_layernorm", lambda t: t * 0 + 1)}
 
 SPECS = [

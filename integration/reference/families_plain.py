@@ -3,7 +3,7 @@ peculiarity."""
 
 import torch
 
-from goldens import Fault, Spec, doubled, dropped, edit, swapped
+from goldens import LOUD, Fault, Spec, doubled, dropped, edit, swapped
 
 
 def bloom(**over):
@@ -157,6 +157,7 @@ SPECS = [
         "bloom",
         bloom(),
         "BLOOM: ALiBi over six heads (both series of slopes), embedding norm, rows of q, k, v by head, odd vocabulary",
+        rules=(LOUD,),
         faults={
             **BLOOM_FAULTS,
             "residual after the norm": Fault({"apply_residual_connection_post_layernorm": True}),
@@ -168,6 +169,7 @@ SPECS = [
         "BLOOM whose residual starts from the norm's output, tensors named without their prefix",
         storage="bfloat16",
         rename=((r"^transformer\.", ""),),
+        rules=(LOUD,),
         faults={"residual before the norm": Fault({"apply_residual_connection_post_layernorm": False})},
     ),
     Spec(
@@ -196,6 +198,7 @@ SPECS = [
         starcoder2(),
         "StarCoder2: GQA with rope, biases everywhere, plain MLP with the tanh gelu, window 23, tied",
         storage="bfloat16",
+        rules=(LOUD,),
         faults={
             "window ignored": Fault({"sliding_window": None}),
             "window one wider": Fault({"sliding_window": 24}),
@@ -209,6 +212,7 @@ SPECS = [
         "falcon",
         falcon(),
         "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied",
+        rules=(LOUD,),
         faults={
             "norm bias dropped": dropped(r"input_layernorm\.bias"),
             "rotary as alibi": Fault({"alibi": True}),
@@ -226,6 +230,7 @@ SPECS = [
         ),
         "Falcon-40b: rows of q, k, v by KV group, parallel branches after a norm each",
         storage="bfloat16",
+        rules=(LOUD,),
         faults={
             "one norm for both branches": swapped("ln_attn", "ln_mlp"),
             "rows as [q|k|v]": edit(

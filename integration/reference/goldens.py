@@ -22,6 +22,7 @@ from synthetic import Tensor
 
 STEPS = 12  # greedy tokens
 MIN_GAP = 5e-3  # smallest accepted distance between the best and the second logit on a greedy path
+DISTINCT = 4  # smallest accepted number of different tokens on a greedy path, on average
 LENGTHS = (1, 2, 7, 33)
 STORAGE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -88,6 +89,9 @@ def swapped(first, second):
     return Fault(weights=apply)
 
 
+# Rule: branches that outweigh the embedding. Otherwise a tied head finds the last token again, and a greedy path repeats it.
+LOUD = (r"(o_proj|down_proj|dense|dense_4h_to_h|c_proj)\.weight$", {"scale": 6.75, "per": "in"})
+
 # Fields of a tensor by its name, the first match counts. IN stands for 1/√(input width).
 IN = "in"
 RULES = (
@@ -137,10 +141,11 @@ def greedy(model, ids):
 
 
 def results(spec, model, seed, vocab):
-    """(entries of golden.json, tensors of golden.safetensors), or None when a greedy path is too close to a tie."""
+    """(entries of golden.json, tensors of golden.safetensors), or None when a greedy path is too close to a tie or the paths
+    repeat few tokens."""
     entries, tensors = [], {}
     for name, ids in make_prompts(spec, seed, vocab):
-        new, rows = (model.greedy_cached if spec.cached else lambda ids: greedy(model, ids))(ids)
+        new, rows = model.greedy_cached(ids, STEPS) if spec.cached else greedy(model, ids)
         best = rows.topk(2, dim=-1).values
         gaps = [float(gap) for gap in best[:, 0] - best[:, 1]]
         if min(gaps) < MIN_GAP:
@@ -173,6 +178,8 @@ def results(spec, model, seed, vocab):
                 },
             }
         )
+    if np.mean([len(set(entry["greedy"]["ids"])) for entry in entries]) < DISTINCT:
+        return None
     return entries, tensors
 
 
@@ -200,7 +207,7 @@ def sensitivities(reference, spec, weights, entries, tensors):
 
 
 def make(reference, spec):
-    """Make one fixture: look for a seed whose greedy paths avoid near ties and that shows every fault, write the
+    """Make one fixture: look for a seed whose greedy paths are fit and that shows every fault, write the
     folder."""
     config = {**spec.config, "torch_dtype": spec.storage}
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +228,7 @@ def make(reference, spec):
             break
         print(f"{spec.name}: seed {seed} hides a fault: {weakest}, tolerance {tolerance:.1e}", flush=True)
     else:
-        raise SystemExit(f"{spec.name}: no seed without near ties that shows every fault")
+        raise SystemExit(f"{spec.name}: no seed with fit greedy paths that shows every fault")
 
     folder = FIXTURES / spec.name
     shutil.rmtree(folder, ignore_errors=True)
