@@ -113,7 +113,7 @@ fn stored(dtype: DType, shape: &[usize], numbers: &[f32]) -> TensorPart {
         DType::BF16 => numbers.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()).collect(),
     };
     let tensor = StoredTensor::from_bytes(dtype, shape.to_vec(), bytes).unwrap();
-    TensorPart { rows: 0..shape[0], columns: 0..shape.get(1).copied().unwrap_or(1), tensor }
+    TensorPart::whole(tensor)
 }
 
 /// What a number becomes where it is stored.
@@ -203,13 +203,13 @@ const MASKS: [Mask; 4] =
     [Mask::Causal, Mask::Window { window: 1 }, Mask::Window { window: 7 }, Mask::Window { window: 64 }];
 
 fn new_step<B: Backend>(backend: &B, heads: Heads) -> B::Step {
-    let rope = Rope { base: ROPE_BASE, scaling: RopeScaling::Unscaled };
+    let rope = Rope { base: ROPE_BASE, width: heads.head_dim, scaling: RopeScaling::Unscaled };
     let shape = StepShape {
         max_tokens: 128,
         n_lanes: 8,
         max_positions: MAX_POSITIONS,
         vocab: VOCAB,
-        frequencies: Frequencies::new(&rope, heads.head_dim),
+        frequencies: vec![Frequencies::new(&rope)],
         masks: MASKS.to_vec(),
         heads,
     };

@@ -1,6 +1,7 @@
 //! Rope, store and attention.
 
 use super::*;
+use crate::backend::{KvRows, Scores, Turn};
 
 pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
     for (kv_heads, ratio, head_dim) in [(1, 1, 8), (2, 3, 10), (2, 2, 64), (1, 8, 128)] {
@@ -14,10 +15,11 @@ pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
             let before = numbers(tokens.len() * width, 1);
             let mut qkv = backend.tensor(tokens.len() + 2, width).unwrap();
             backend.fill(&mut qkv, &before);
-            let mut kv = backend.kv(ragged.n_slots, kv_width).unwrap();
+            let mut kv = backend.kv(ragged.n_slots, KvRows::KeysValues { width: kv_width }).unwrap();
             let poison = vec![f32::NAN; ragged.n_slots * kv_width];
             backend.fill_kv(&mut kv, &poison, &poison);
-            backend.rope_store(heads, &step, &mut qkv, &mut kv).unwrap();
+            let turn = Turn { norms: None, rope: Some(0), log_n: None };
+            backend.rope_store(heads, &turn, &step, &mut qkv, &mut kv).unwrap();
 
             let after = rotated(&before, &tokens, heads);
             let what = format!("{heads:?}, stored from {store_from}");
@@ -99,13 +101,15 @@ fn check_attend<B: Probe>(backend: &B, heads: Heads, mask: Mask, rows: &[(u32, u
     let (keys, values) = (poisoned(1), poisoned(2));
     let mut queries = numbers(tokens.len() * heads.qkv_width(), 3);
     queries.iter_mut().for_each(|number| *number *= 4.0);
-    let mut kv = backend.kv(ragged.n_slots, kv_width).unwrap();
+    let mut kv = backend.kv(ragged.n_slots, KvRows::KeysValues { width: kv_width }).unwrap();
     backend.fill_kv(&mut kv, &keys, &values);
     let mut qkv = backend.tensor(tokens.len() + 2, heads.qkv_width()).unwrap();
     backend.fill(&mut qkv, &queries);
     let mut out = backend.tensor(tokens.len() + 2, heads.query_width()).unwrap();
     backend.fill(&mut out, &[]);
-    backend.attend(heads, mask, &step, &qkv, &kv, &mut out).unwrap();
+    let scale = 1.0 / (heads.head_dim as f32).sqrt();
+    let scores = Scores { scale, softcap: None, mask, slopes: None, sinks: None };
+    backend.attend(heads, &scores, &step, &qkv, &kv, &mut out).unwrap();
 
     let mut expected = Vec::new();
     for (token, &(row, position)) in tokens.iter().enumerate() {

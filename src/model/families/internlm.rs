@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn attention_has_biases_unless_told_otherwise() {
-        let attention = heads(&resolved(json!({})).spec);
+        let spec = resolved(json!({})).spec;
+        let attention = heads(&spec);
         assert_eq!(
             (attention.qkv_bias, attention.out_bias, attention.kv_heads),
             (Bias::Present, Bias::Present, 4)

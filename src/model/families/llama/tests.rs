@@ -3,7 +3,9 @@ use serde_json::{Value, json};
 use crate::model::families::tests::heads;
 use crate::model::families::{Resolved, resolve};
 use crate::model::names::Role;
-use crate::model::spec::{Activation, Bias, Head, Layer, Mask, Mlp, Norm, Positions, RampBounds, Rope, RopeScaling};
+use crate::model::spec::{
+    Activation, Bias, Head, Layer, Mask, Mlp, Norm, Positions, RampBounds, Rope, RopeScaling,
+};
 
 fn config(change: Value) -> Value {
     let mut config = json!({
@@ -36,7 +38,10 @@ fn absent_keys_are_those_of_the_class() {
     let mlp = Mlp::Gated { activation: Activation::Silu, width: 64, bias: Bias::Absent };
     assert_eq!(spec.layers, vec![Layer { mask: Mask::Causal, rope: 0, mlp }; 2]);
     assert_eq!(spec.norm, Norm::Rms { eps: 1e-6 });
-    assert_eq!(spec.positions, Positions::Rope(vec![Rope { base: 1e4, width: 8, scaling: RopeScaling::Unscaled }]));
+    assert_eq!(
+        spec.positions,
+        Positions::Rope(vec![Rope { base: 1e4, width: 8, scaling: RopeScaling::Unscaled }])
+    );
     assert_eq!((spec.max_positions, spec.vocab, spec.head), (2048, 100, Head::Untied));
     assert_eq!((dtype, notes.len()), (None, 0));
 }
