@@ -1,7 +1,7 @@
 """Dense families with a gated MLP: configs with the keys of the published repositories, at sizes that show each
 peculiarity."""
 
-from goldens import Fault, Spec, dropped, edit, swapped
+from goldens import LOUD, Fault, Spec, dropped, edit, swapped
 
 
 def sized(architecture, model_type, **over):
@@ -19,7 +19,7 @@ def sized(architecture, model_type, **over):
         "num_key_value_heads": 2,
         "rope_theta": 10000.0,
         "use_cache": True,
-        "vocab_size": 136,
+        "vocab_size": 320,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "attention_dropout": 0.0,
@@ -31,11 +31,11 @@ def sized(architecture, model_type, **over):
 def phi3(**over):
     config = {
         "num_key_value_heads": 4,
-        "max_position_embeddings": 64,
-        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 96,
+        "original_max_position_embeddings": 96,
         "embd_pdrop": 0.0,
-        "eos_token_id": 130,
-        "pad_token_id": 130,
+        "eos_token_id": 300,
+        "pad_token_id": 300,
         "resid_pdrop": 0.0,
         "rms_norm_eps": 1e-5,
         "rope_scaling": None,
@@ -185,6 +185,32 @@ SPECS = [
                 {"rope_scaling": {**LONGROPE, "short_factor": LONGROPE["long_factor"]}}, prompt="len20"
             ),
             "amplitude ignored": Fault({"rope_scaling": {**LONGROPE, "attention_factor": 1.0}}, prompt="len20"),
+        },
+    ),
+    Spec(
+        "phi4-mini",
+        phi3(
+            max_position_embeddings=128,
+            num_key_value_heads=2,
+            original_max_position_embeddings=32,
+            partial_rotary_factor=0.75,
+            rope_scaling={
+                "long_factor": LONGROPE["long_factor"][:6],
+                "short_factor": [1.0] * 6,
+                "type": "longrope",
+            },
+            sliding_window=2048,
+            tie_word_embeddings=True,
+        ),
+        "Phi-4-mini: longrope on the first 12 of 16 dims, GQA, tied",
+        lengths=(1, 7, 20, 40),
+        every="len20",
+        stepwise=("len7", "len40"),
+        rules=(LOUD,),
+        faults={
+            "long factors ignored": Fault(
+                {"rope_scaling": {"long_factor": [1.0] * 6, "short_factor": [1.0] * 6, "type": "longrope"}}
+            ),
         },
     ),
     Spec(

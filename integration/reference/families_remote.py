@@ -38,7 +38,7 @@ def qwen(**over):
         "use_dynamic_ntk": True,
         "use_flash_attn": "auto",
         "use_logn_attn": True,
-        "vocab_size": 136,
+        "vocab_size": 320,
         **over,
     }
 
@@ -69,7 +69,7 @@ def chatglm(**over):
         "num_attention_heads": 4,
         "num_layers": 2,
         "original_rope": True,
-        "padded_vocab_size": 136,
+        "padded_vocab_size": 320,
         "post_layer_norm": True,
         "rmsnorm": True,
         "seq_length": 128,
@@ -98,7 +98,7 @@ def llama_like(architecture, model_type, **over):
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
         "use_cache": True,
-        "vocab_size": 136,
+        "vocab_size": 320,
         **over,
     }
     return {k: v for k, v in config.items() if v != "absent"}
@@ -140,7 +140,7 @@ def minicpm(**over):
         "scale_depth": 0.7,
         "scale_emb": 12,
         "tie_word_embeddings": "absent",
-        "vocab_size": 137,
+        "vocab_size": 317,
     }
     return llama_like("MiniCPMForCausalLM", "absent", **{**config, **over})
 
@@ -226,7 +226,7 @@ SPECS = [
             "InternLMForCausalLM",
             "internlm",
             bias=True,
-            max_position_embeddings=64,
+            max_position_embeddings=96,
             pad_token_id=2,
             rotary={"base": 20000, "type": "dynamic"},
         ),
