@@ -128,6 +128,33 @@ def gemma3(**over):
     return sized("Gemma3ForCausalLM", "gemma3_text", **{**config, **over})
 
 
+def gemma3_with_pictures():
+    """The text model inside a larger checkpoint: its keys in a section, a prefix before its tensors, a tower beside."""
+    text = gemma3(num_hidden_layers=6)
+    outer = {key: text.pop(key) for key in ("architectures", "cache_implementation", "eos_token_id", "use_cache")}
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 310,
+        "eoi_token_index": 311,
+        "eos_token_id": outer["eos_token_id"],
+        "image_token_index": 312,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 4,
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": {
+            "hidden_size": 32,
+            "image_size": 56,
+            "intermediate_size": 48,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+
+
 def qwen3(**over):
     config = {
         "attention_bias": False,
@@ -172,7 +199,8 @@ SPECS = [
             rope_scaling=LONGROPE,
             sliding_window=2048,
         ),
-        "Phi-3-128k: longrope over 32 positions, GQA; requests that stay within 32 tokens, and prompts that exceed them",
+        "Phi-3-128k: longrope over 32 positions, GQA; requests that stay within 32 tokens, and prompts that exceed "
+        "them",
         storage="bfloat16",
         lengths=(1, 2, 7, 20, 33, 40, 70),
         every="len20",
@@ -280,8 +308,8 @@ SPECS = [
     Spec(
         "gemma3",
         gemma3(),
-        "Gemma 3 text: seven layers, the sixth full with rope base 1e6 and linear scaling 8, the others window 8 and base "
-        "1e4; q and k norms with 1 + w",
+        "Gemma 3 text: seven layers, the sixth full with rope base 1e6 and linear scaling 8, the others window 8 and "
+        "base 1e4; q and k norms with 1 + w",
         rules=ONE_PLUS,
         faults={
             "global rope not scaled": Fault({"rope_scaling": None}),
@@ -290,6 +318,16 @@ SPECS = [
             "fifth layer full": Fault({"sliding_window_pattern": 5}),
             "q norm's weights ignored": edit("q_norm", lambda t: t * 0),
         },
+    ),
+    Spec(
+        "gemma3-wrapped",
+        gemma3_with_pictures(),
+        "Gemma 3 as its larger checkpoints have it: `text_config`, tensors named `language_model.…`, a vision tower "
+        "beside that text does not use",
+        storage="bfloat16",
+        lengths=(1, 7, 33),
+        rename=((r"^vision_tower\.", "vision_tower.vision_model."),),
+        rules=ONE_PLUS,
     ),
     Spec(
         "qwen3",

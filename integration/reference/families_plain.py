@@ -213,7 +213,9 @@ SPECS = [
     Spec(
         "falcon",
         falcon(),
-        "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied",
+        "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied with the head "
+        "stored once more",
+        extra={"lm_head.weight": Tensor("F32", (320, 48), 0.5, like="transformer.word_embeddings.weight")},
         rules=(LOUD,),
         faults={
             "norm bias dropped": dropped(r"input_layernorm\.bias"),
