@@ -1,7 +1,7 @@
 """Dense families with a gated MLP: configs with the keys of the published repositories, at sizes that show each
 peculiarity."""
 
-from goldens import Fault, Spec, dropped, edit, swapped
+from goldens import LOUD, Fault, Spec, dropped, edit, swapped
 
 
 def sized(architecture, model_type, **over):
@@ -19,7 +19,7 @@ def sized(architecture, model_type, **over):
         "num_key_value_heads": 2,
         "rope_theta": 10000.0,
         "use_cache": True,
-        "vocab_size": 136,
+        "vocab_size": 320,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "attention_dropout": 0.0,
@@ -31,11 +31,11 @@ def sized(architecture, model_type, **over):
 def phi3(**over):
     config = {
         "num_key_value_heads": 4,
-        "max_position_embeddings": 64,
-        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 96,
+        "original_max_position_embeddings": 96,
         "embd_pdrop": 0.0,
-        "eos_token_id": 130,
-        "pad_token_id": 130,
+        "eos_token_id": 300,
+        "pad_token_id": 300,
         "resid_pdrop": 0.0,
         "rms_norm_eps": 1e-5,
         "rope_scaling": None,
@@ -128,6 +128,33 @@ def gemma3(**over):
     return sized("Gemma3ForCausalLM", "gemma3_text", **{**config, **over})
 
 
+def gemma3_with_pictures():
+    """The text model inside a larger checkpoint: its keys in a section, a prefix before its tensors, a tower beside."""
+    text = gemma3(num_hidden_layers=6)
+    outer = {key: text.pop(key) for key in ("architectures", "cache_implementation", "eos_token_id", "use_cache")}
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 310,
+        "eoi_token_index": 311,
+        "eos_token_id": outer["eos_token_id"],
+        "image_token_index": 312,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 4,
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": {
+            "hidden_size": 32,
+            "image_size": 56,
+            "intermediate_size": 48,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+
+
 def qwen3(**over):
     config = {
         "attention_bias": False,
@@ -172,7 +199,8 @@ SPECS = [
             rope_scaling=LONGROPE,
             sliding_window=2048,
         ),
-        "Phi-3-128k: longrope over 32 positions, GQA; requests that stay within 32 tokens, and prompts that exceed them",
+        "Phi-3-128k: longrope over 32 positions, GQA; requests that stay within 32 tokens, and prompts that exceed "
+        "them",
         storage="bfloat16",
         lengths=(1, 2, 7, 20, 33, 40, 70),
         every="len20",
@@ -185,6 +213,32 @@ SPECS = [
                 {"rope_scaling": {**LONGROPE, "short_factor": LONGROPE["long_factor"]}}, prompt="len20"
             ),
             "amplitude ignored": Fault({"rope_scaling": {**LONGROPE, "attention_factor": 1.0}}, prompt="len20"),
+        },
+    ),
+    Spec(
+        "phi4-mini",
+        phi3(
+            max_position_embeddings=128,
+            num_key_value_heads=2,
+            original_max_position_embeddings=32,
+            partial_rotary_factor=0.75,
+            rope_scaling={
+                "long_factor": LONGROPE["long_factor"][:6],
+                "short_factor": [1.0] * 6,
+                "type": "longrope",
+            },
+            sliding_window=2048,
+            tie_word_embeddings=True,
+        ),
+        "Phi-4-mini: longrope on the first 12 of 16 dims, GQA, tied",
+        lengths=(1, 7, 20, 40),
+        every="len20",
+        stepwise=("len7", "len40"),
+        rules=(LOUD,),
+        faults={
+            "long factors ignored": Fault(
+                {"rope_scaling": {"long_factor": [1.0] * 6, "short_factor": [1.0] * 6, "type": "longrope"}}
+            ),
         },
     ),
     Spec(
@@ -254,8 +308,8 @@ SPECS = [
     Spec(
         "gemma3",
         gemma3(),
-        "Gemma 3 text: seven layers, the sixth full with rope base 1e6 and linear scaling 8, the others window 8 and base "
-        "1e4; q and k norms with 1 + w",
+        "Gemma 3 text: seven layers, the sixth full with rope base 1e6 and linear scaling 8, the others window 8 and "
+        "base 1e4; q and k norms with 1 + w",
         rules=ONE_PLUS,
         faults={
             "global rope not scaled": Fault({"rope_scaling": None}),
@@ -264,6 +318,16 @@ SPECS = [
             "fifth layer full": Fault({"sliding_window_pattern": 5}),
             "q norm's weights ignored": edit("q_norm", lambda t: t * 0),
         },
+    ),
+    Spec(
+        "gemma3-wrapped",
+        gemma3_with_pictures(),
+        "Gemma 3 as its larger checkpoints have it: `text_config`, tensors named `language_model.…`, a vision tower "
+        "beside that text does not use",
+        storage="bfloat16",
+        lengths=(1, 7, 33),
+        rename=((r"^vision_tower\.", "vision_tower.vision_model."),),
+        rules=ONE_PLUS,
     ),
     Spec(
         "qwen3",

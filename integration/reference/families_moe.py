@@ -146,9 +146,10 @@ def gpt_oss(**over):
     return sized("GptOssForCausalLM", "gpt_oss", **{**config, **over})
 
 
+NO_MSCALE = {**YARN, "mscale": 0, "mscale_all_dim": 0, "attention_factor": 1.0}
 YARN_FAULTS = {
     "rope scaling ignored": Fault({"rope_scaling": None}),
-    "softmax scale without mscale": Fault({"rope_scaling": {**YARN, "mscale": 0, "mscale_all_dim": 0, "attention_factor": 1.0}}),
+    "softmax scale without mscale": Fault({"rope_scaling": NO_MSCALE}),
     "latent norm's weights ignored": edit("kv_a_layernorm", lambda t: t * 0 + 1),
     "shared experts dropped": dropped("shared_experts.down_proj"),
 }
@@ -179,8 +180,8 @@ SPECS = [
     Spec(
         "deepseek-v2-lite",
         deepseek_v2(),
-        "DeepSeek-V2-Lite: latent attention with value heads narrower than key heads, a dense layer, then 8 experts of which "
-        "3 are chosen, two shared; yarn with mscale in the softmax scale",
+        "DeepSeek-V2-Lite: latent attention with value heads narrower than key heads, a dense layer, then 8 experts "
+        "of which 3 are chosen, two shared; yarn with mscale in the softmax scale",
         faults={**YARN_FAULTS, "experts exchanged": swapped("experts.0.", "experts.1.")},
     ),
     Spec(
@@ -193,7 +194,8 @@ SPECS = [
             topk_method="group_limited_greedy",
             **PUBLISHED,
         ),
-        "DeepSeek-V2: latent attention of the published widths with a latent query, experts from 2 of 4 groups, scaled by 4",
+        "DeepSeek-V2: latent attention of the published widths with a latent query, experts from 2 of 4 groups, "
+        "scaled by 4",
         storage="bfloat16",
         faults={
             **YARN_FAULTS,
@@ -205,8 +207,8 @@ SPECS = [
     Spec(
         "deepseek-v3",
         deepseek_v3(),
-        "DeepSeek-V3: sigmoid router whose bias counts for the choice only, two best of a group, weights renormalised and "
-        "scaled by 2.5, tensors of a next-token layer to skip",
+        "DeepSeek-V3: sigmoid router whose bias counts for the choice only, two best of a group, weights renormalised "
+        "and scaled by 2.5, tensors of a next-token layer to skip",
         storage="bfloat16",
         extra={
             "model.layers.2.eh_proj.weight": Tensor("BF16", (64, 128), 0.25),
@@ -226,8 +228,8 @@ SPECS = [
     Spec(
         "gpt-oss",
         gpt_oss(),
-        "GPT-OSS: a sink logit for each head, window 8 on even layers, biases everywhere, yarn without truncation, experts of "
-        "[in, out] with gate and up in turn, clamped",
+        "GPT-OSS: a sink logit for each head, window 8 on even layers, biases everywhere, yarn without truncation, "
+        "experts of [in, out] with gate and up in turn, clamped",
         storage="bfloat16",
         rules=((r"gate_up_proj$", {"scale": 7.0, "per": "in"}),),
         faults={
@@ -236,7 +238,9 @@ SPECS = [
             "o bias twice": doubled(r"o_proj\.bias"),
             "router bias dropped": dropped(r"router\.bias"),
             "expert out bias twice": doubled("down_proj_bias"),
-            "gate and up exchanged": edit(r"gate_up_proj(_bias)?$", lambda t: t.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)),
+            "gate and up exchanged": edit(
+                r"gate_up_proj(_bias)?$", lambda t: t.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+            ),
             "clamp ignored": Fault({"swiglu_limit": 1e9}),
             "yarn truncated": Fault({"rope_scaling": {**gpt_oss()["rope_scaling"], "truncate": True}}),
         },

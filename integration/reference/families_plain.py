@@ -4,6 +4,7 @@ peculiarity."""
 import torch
 
 from goldens import LOUD, Fault, Spec, doubled, dropped, edit, swapped
+from synthetic import Tensor
 
 
 def bloom(**over):
@@ -28,11 +29,11 @@ def bloom(**over):
         "num_attention_heads": 6,
         "offset_alibi": 100,
         "pretraining_tp": 1,
-        "seq_length": 64,
+        "seq_length": 128,
         "skip_bias_add": True,
         "skip_bias_add_qkv": False,
         "use_cache": True,
-        "vocab_size": 131,
+        "vocab_size": 317,
         **over,
     }
 
@@ -57,7 +58,7 @@ def gpt_bigcode(**over):
         "n_head": 4,
         "n_inner": 96,
         "n_layer": 2,
-        "n_positions": 64,
+        "n_positions": 96,
         "pad_key_length": True,
         "pre_allocate_kv_cache": False,
         "resid_pdrop": 0.1,
@@ -66,7 +67,7 @@ def gpt_bigcode(**over):
         "summary_activation": None,
         "use_cache": True,
         "validate_runner_input": True,
-        "vocab_size": 140,
+        "vocab_size": 320,
         **over,
     }
 
@@ -100,7 +101,7 @@ def starcoder2(**over):
         "sliding_window": 23,
         "use_bias": True,
         "use_cache": True,
-        "vocab_size": 140,
+        "vocab_size": 320,
         **over,
     }
 
@@ -125,7 +126,7 @@ def falcon(**over):
         "num_hidden_layers": 2,
         "parallel_attn": True,
         "use_cache": True,
-        "vocab_size": 128,
+        "vocab_size": 320,
         **over,
     }
     return {k: v for k, v in config.items() if v != "absent"}
@@ -165,7 +166,7 @@ SPECS = [
     ),
     Spec(
         "bloom-residual",
-        bloom(apply_residual_connection_post_layernorm=True, num_attention_heads=4, n_embed=32, vocab_size=128),
+        bloom(apply_residual_connection_post_layernorm=True, num_attention_heads=4, n_embed=32, vocab_size=320),
         "BLOOM whose residual starts from the norm's output, tensors named without their prefix",
         storage="bfloat16",
         rename=((r"^transformer\.", ""),),
@@ -181,7 +182,7 @@ SPECS = [
     ),
     Spec(
         "gpt-bigcode-tanh",
-        gpt_bigcode(activation_function="gelu_pytorch_tanh", n_inner=None, n_embd=48, vocab_size=141),
+        gpt_bigcode(activation_function="gelu_pytorch_tanh", n_inner=None, n_embd=48, vocab_size=321),
         "StarCoder with the tanh gelu and an inner width of four times the hidden one",
         storage="bfloat16",
         faults={"gelu exact": Fault({"activation_function": "gelu"})},
@@ -190,7 +191,8 @@ SPECS = [
     Spec(
         "gpt-bigcode-mha",
         gpt_bigcode(multi_query=False, n_inner=256),
-        "StarCoder with as many KV heads as heads: rows of q, k, v by head",
+        "StarCoder with as many KV heads as heads: rows of q, k, v by head; the tied head stored once more",
+        extra={"lm_head.weight": Tensor("F32", (320, 64), 0.4375, like="transformer.wte.weight")},
         faults=BIGCODE_FAULTS,
     ),
     Spec(
@@ -211,7 +213,9 @@ SPECS = [
     Spec(
         "falcon",
         falcon(),
-        "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied",
+        "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied with the head "
+        "stored once more",
+        extra={"lm_head.weight": Tensor("F32", (320, 48), 0.5, like="transformer.word_embeddings.weight")},
         rules=(LOUD,),
         faults={
             "norm bias dropped": dropped(r"input_layernorm\.bias"),

@@ -38,7 +38,54 @@ def qwen(**over):
         "use_dynamic_ntk": True,
         "use_flash_attn": "auto",
         "use_logn_attn": True,
-        "vocab_size": 136,
+        "vocab_size": 320,
+        **over,
+    }
+
+
+def qwen_first(**over):
+    return {
+        "activation": "swiglu",
+        "apply_residual_connection_post_layernorm": False,
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        },
+        "attn_pdrop": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "fp32": False,
+        "bias_dropout_fusion": True,
+        "bos_token_id": 300,
+        "embd_pdrop": 0.0,
+        "eos_token_id": 300,
+        "ffn_hidden_size": 160,
+        "initializer_range": 0.02,
+        "kv_channels": 16,
+        "layer_norm_epsilon": 1e-6,
+        "model_type": "qwen",
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 96,
+        "no_bias": True,
+        "onnx_safe": None,
+        "padded_vocab_size": 320,
+        "params_dtype": "torch.bfloat16",
+        "pos_emb": "rotary",
+        "resid_pdrop": 0.1,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": 32,
+        "tie_word_embeddings": False,
+        "tokenizer_type": "QWenTokenizer",
+        "use_cache": True,
+        "use_flash_attn": "auto",
+        "vocab_size": 320,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
         **over,
     }
 
@@ -69,7 +116,7 @@ def chatglm(**over):
         "num_attention_heads": 4,
         "num_layers": 2,
         "original_rope": True,
-        "padded_vocab_size": 136,
+        "padded_vocab_size": 320,
         "post_layer_norm": True,
         "rmsnorm": True,
         "seq_length": 128,
@@ -98,7 +145,7 @@ def llama_like(architecture, model_type, **over):
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
         "use_cache": True,
-        "vocab_size": 136,
+        "vocab_size": 320,
         **over,
     }
     return {k: v for k, v in config.items() if v != "absent"}
@@ -140,7 +187,7 @@ def minicpm(**over):
         "scale_depth": 0.7,
         "scale_emb": 12,
         "tie_word_embeddings": "absent",
-        "vocab_size": 137,
+        "vocab_size": 317,
     }
     return llama_like("MiniCPMForCausalLM", "absent", **{**config, **over})
 
@@ -158,8 +205,8 @@ SPECS = [
     Spec(
         "qwen",
         qwen(),
-        "Qwen-7B: NTK factor from the prompt's length (32 and 64 tokens are its limits), queries beyond 32 scaled, q, k, v "
-        "biases, w2 is the gate",
+        "Qwen-7B: NTK factor from the prompt's length (32 and 64 tokens are its limits), queries beyond 32 scaled, q, "
+        "k, v biases, w2 is the gate",
         lengths=(1, 7, 31, 33, 70),
         every="len31",
         stepwise=("len31", "len70"),
@@ -173,9 +220,25 @@ SPECS = [
         },
     ),
     Spec(
+        "qwen-first",
+        qwen_first(),
+        "The first Qwen-7B-Chat: its config's older names",
+        storage="bfloat16",
+        lengths=(1, 7, 31, 40),
+        every="len31",
+        stepwise=("len31",),
+        cached=True,
+        source="qwen_first",
+        faults={
+            "ntk ignored": Fault({"use_dynamic_ntk": False}),
+            "logn ignored": Fault({"use_logn_attn": False}),
+        },
+    ),
+    Spec(
         "chatglm2",
         chatglm(),
-        "ChatGLM2-6B: interleaved rope on the first half of each head, two KV groups, fused q, k, v with biases, fused gate, up",
+        "ChatGLM2-6B: interleaved rope on the first half of each head, two KV groups, fused q, k, v with biases, "
+        "fused gate, up",
         storage="float16",
         extra={"transformer.rotary_pos_emb.inv_freq": Tensor("F32", (4,), 0.0, 0.5)},
         source="chatglm2",
@@ -226,7 +289,7 @@ SPECS = [
             "InternLMForCausalLM",
             "internlm",
             bias=True,
-            max_position_embeddings=64,
+            max_position_embeddings=96,
             pad_token_id=2,
             rotary={"base": 20000, "type": "dynamic"},
         ),
@@ -243,8 +306,8 @@ SPECS = [
     Spec(
         "minicpm",
         minicpm(),
-        "MiniCPM-2B: embedding × 12, branches × 0.7/√2, hidden ÷ 64/48 before the head, tied by default, odd vocabulary, no "
-        "model_type",
+        "MiniCPM-2B: embedding × 12, branches × 0.7/√2, hidden ÷ 64/48 before the head, tied by default, odd "
+        "vocabulary, no model_type",
         storage="bfloat16",
         source="minicpm",
         rules=(LOUD, (r"embed_tokens\.weight$", {"scale": 1.25, "per": "in"})),

@@ -89,7 +89,7 @@ def swapped(first, second):
     return Fault(weights=apply)
 
 
-# Rule: branches that outweigh the embedding. Otherwise a tied head finds the last token again, and a greedy path repeats it.
+# Rule: branches that outweigh the embedding. Otherwise a tied head finds the last token again, and a path repeats it.
 LOUD = (r"(o_proj|down_proj|dense|dense_4h_to_h|c_proj)\.weight$", {"scale": 6.75, "per": "in"})
 
 # Fields of a tensor by its name, the first match counts. IN stands for 1/√(input width).
@@ -98,7 +98,7 @@ RULES = (
     (r"e_score_correction_bias$", {"scale": 0.5, "dtype": "F32"}),
     (r"sinks$", {"scale": 2.0}),
     (r"bias$", {"scale": 0.5}),
-    (r"(norm|norms\.\d+|ln_\w+|ln1|ln2)\.weight$", {"scale": 0.5, "offset": 1.0}),
+    (r"(norm\d?|norms\.\d+|ln_\w+|ln1|ln2)\.weight$", {"scale": 0.5, "offset": 1.0}),
     (r"(embed_tokens|wte|word_embeddings)\.weight$", {"scale": 1.75}),
     (r"wpe\.weight$", {"scale": 0.875}),
     (r"(lm_head|output_layer)\.weight$", {"scale": 3.5, "per": IN}),
@@ -141,8 +141,8 @@ def greedy(model, ids):
 
 
 def results(spec, model, seed, vocab):
-    """(entries of golden.json, tensors of golden.safetensors), or None when a greedy path is too close to a tie or the paths
-    repeat few tokens."""
+    """(entries of golden.json, tensors of golden.safetensors), or None when a greedy path is too close to a tie or the
+    paths repeat few tokens."""
     entries, tensors = [], {}
     for name, ids in make_prompts(spec, seed, vocab):
         new, rows = model.greedy_cached(ids, STEPS) if spec.cached else greedy(model, ids)
@@ -213,7 +213,8 @@ def make(reference, spec):
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", config)
         tensors_of = describe(spec, reference.shapes(spec, Path(folder)))
-    vocab = spec.config.get("padded_vocab_size") or spec.config["vocab_size"]
+    text = spec.config.get("text_config", spec.config)
+    vocab = text.get("padded_vocab_size") or text["vocab_size"]
     for seed in range(1, 100):
         weights = synthetic.checkpoint(seed, tensors_of)
         made = results(spec, loaded(reference, spec, weights, config), seed, vocab)
@@ -269,5 +270,3 @@ def make(reference, spec):
         f"weakest fault {weakest}",
         flush=True,
     )
-
-

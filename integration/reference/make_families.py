@@ -1,8 +1,8 @@
 """Make the fixtures whose weights are generated at test time.
 
-    python make_families.py                    all that transformers 5 knows
-    python make_families.py bloom phi3         these only
-    python make_families.py --remote SOURCES   all that published modelling files compute; see README.md
+python make_families.py                    all that transformers 5 knows
+python make_families.py bloom phi3         these only
+python make_families.py --remote SOURCES   all that published modelling files compute; see README.md
 """
 
 import sys

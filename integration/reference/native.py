@@ -58,4 +58,5 @@ def other_dialect(spec, config):
 
 def describe(spec):
     version = re.sub(r"\+.*", "", torch.__version__)
-    return f"transformers {transformers.__version__} {spec.config['architectures'][0]}, torch {version} CPU, float32, eager"
+    model = spec.config["architectures"][0]
+    return f"transformers {transformers.__version__} {model}, torch {version} CPU, float32, eager"

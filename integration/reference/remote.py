@@ -17,6 +17,13 @@ from safetensors.torch import load_file
 # Folder: (what computes the results, modules, config class, model class)
 PUBLISHED = {
     "qwen": ("modeling_qwen.py of Qwen-7B", "configuration_qwen", "QWenConfig", "modeling_qwen", "QWenLMHeadModel"),
+    "qwen_first": (
+        "modeling_qwen.py of the first Qwen-7B-Chat",
+        "configuration_qwen",
+        "QWenConfig",
+        "modeling_qwen",
+        "QWenLMHeadModel",
+    ),
     "chatglm2": (
         "modeling_chatglm.py of ChatGLM2-6B",
         "configuration_chatglm",
@@ -110,7 +117,7 @@ class Reference:
         config = getattr(importlib.import_module(f"{spec.source}.{config_module}"), config_class)(**keys)
         config.torch_dtype = torch.float32
         config._attn_implementation = "eager"
-        if spec.source == "qwen":
+        if spec.source.startswith("qwen"):
             config.fp32, config.bf16, config.fp16, config.use_flash_attn = True, False, False, False
         extra = {"empty_init": False} if spec.source == "chatglm2" else {}
         model = getattr(importlib.import_module(f"{spec.source}.{model_module}"), model_class)(config, **extra)

@@ -6,8 +6,8 @@
     x     = ((z >> 40) − 2²³) / 2²³                                               exact in float32, in [−1, 1)
     value = x·scale·rows[r mod len(rows)] + offset                                in float32, each step rounded
 
-with r the index along the first dimension, rounded to the nearest even value of the storage dtype. `key` is the tensor's
-name unless `like` names another tensor, whose numbers it then shares. The standard deviation is scale/√3.
+with r the index along the first dimension, rounded to the storage dtype, ties to even. `key` is the tensor's name
+unless `like` names another tensor, whose numbers it then shares. The standard deviation is scale/√3.
 
 FNV-1a: Fowler, Noll, Vo (draft-eastlake-fnv). SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014, as published by Vigna.
@@ -86,4 +86,5 @@ def write_tensors(path, seed, tensors):
 
 def save_checkpoint(folder, weights):
     """Write {name: torch tensor} as model.safetensors."""
-    save_file({k: v.contiguous() for k, v in weights.items()}, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    named = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(named, Path(folder) / "model.safetensors", metadata={"format": "pt"})

@@ -17,7 +17,8 @@ use tempfile::TempDir;
 
 use super::{fixture, synthetic};
 
-/// Longest prompt and its output; beyond what `llama-dynamic` announces, whose arithmetic goes on.
+/// Longest prompt and its output; beyond what `llama-dynamic` announces, whose arithmetic goes on, unlike that of a table
+/// of positions.
 pub const MAX_POSITIONS: usize = 320;
 
 /// A fixture's stored results.
@@ -76,7 +77,10 @@ impl Golden {
     /// Loads it with a pool of [`MAX_POSITIONS`] slots on a device.
     pub fn executor(&self, device: Device, n_ranks: usize) -> Box<dyn Executor> {
         let Resolved { mut spec, names, .. } = self.resolve(families::CONFIG_FILE);
-        spec.max_positions = spec.max_positions.max(MAX_POSITIONS);
+        let longest = self.prompts().map(|prompt| prompt.ids.len() + prompt.greedy.len()).max();
+        if longest > Some(spec.max_positions) {
+            spec.max_positions = MAX_POSITIONS;
+        }
         let weights = Weights::open(&Checkpoint::open(&self.folder).unwrap(), &spec, &names).unwrap();
         let options = Options {
             device,

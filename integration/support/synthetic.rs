@@ -72,10 +72,12 @@ fn noise(state: u64, index: u64) -> f32 {
     (z >> 40) as f32 * 2f32.powi(-23) - 1.0
 }
 
-/// A folder as a user has it: the fixture's files, and the checkpoint that its `tensors.json` describes.
+/// A folder as a user has it: the fixture's files, the checkpoint that its `tensors.json` describes, and the byte-level
+/// tokenizer of the fixtures, whose 312 ids every vocabulary holds.
 pub fn checkpoint(fixture: &Path) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for file in fs::read_dir(fixture).unwrap() {
+    let tokenizer = fixture.with_file_name("tokenizers").join("byte-level");
+    for file in [tokenizer.as_path(), fixture].into_iter().flat_map(|from| fs::read_dir(from).unwrap()) {
         let file = file.unwrap();
         fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
     }
