@@ -2,10 +2,13 @@
 
 pub mod checkpoint;
 pub mod families;
+pub mod layout;
 pub mod names;
+pub mod part;
 pub mod partition;
 pub mod plan;
 pub mod rope;
+pub mod runs;
 pub mod spec;
 pub mod weights;
 

@@ -25,7 +25,8 @@ pub(super) const INTERNLM: Family = Family {
 fn read_rotary(config: &Config<'_>, reading: &mut Reading) -> Result<()> {
     let Some(rotary) = config.section("rotary")? else { return Ok(()) };
     let spec = &mut reading.spec;
-    let Positions::Rope(rope) = &mut spec.positions;
+    let Positions::Rope(ropes) = &mut spec.positions else { return Ok(()) };
+    let Some(rope) = ropes.first_mut() else { return Ok(()) };
     if rope.scaling != RopeScaling::Unscaled {
         return Err(Error::Checkpoint("the config has both rotary and rope_scaling".to_owned()));
     }
@@ -49,6 +50,7 @@ fn read_rotary(config: &Config<'_>, reading: &mut Reading) -> Result<()> {
 mod tests {
     use serde_json::{Value, json};
 
+    use crate::model::families::tests::heads;
     use crate::model::families::{Resolved, resolve};
     use crate::model::spec::{Bias, Positions, Rope, RopeScaling};
 
@@ -63,12 +65,12 @@ mod tests {
 
     #[test]
     fn attention_has_biases_unless_told_otherwise() {
-        let attention = resolved(json!({})).spec.attention;
+        let attention = heads(&resolved(json!({})).spec);
         assert_eq!(
             (attention.qkv_bias, attention.out_bias, attention.kv_heads),
             (Bias::Present, Bias::Present, 4)
         );
-        assert_eq!(resolved(json!({"bias": false})).spec.attention.out_bias, Bias::Absent);
+        assert_eq!(heads(&resolved(json!({"bias": false})).spec).out_bias, Bias::Absent);
     }
 
     #[test]
@@ -76,7 +78,7 @@ mod tests {
         let dynamic = resolved(json!({"rotary": {"base": 20000, "type": "dynamic"}}));
         assert_eq!(
             dynamic.spec.positions,
-            Positions::Rope(Rope { base: 2e4, scaling: RopeScaling::Unscaled })
+            Positions::Rope(vec![Rope { base: 2e4, width: 8, scaling: RopeScaling::Unscaled }])
         );
         assert_eq!(dynamic.spec.max_positions, 2048);
         assert!(dynamic.notes[0].contains("end at 2048 tokens"), "{:?}", dynamic.notes);

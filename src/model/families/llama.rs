@@ -5,9 +5,11 @@ use super::config::Config;
 use super::positions::rotary;
 use super::{Family, Reading};
 use crate::error::{Error, Result};
-use crate::model::names::{LayerRole, Names};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
-    Activation, Attention, Bias, DecoderSpec, Head, Mask, Mlp, Norm, Positions, limits,
+    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Head, HeadAttention, Layer, Logits, Mask, Mlp, Norm,
+    Positions, Sinks, limits,
 };
 
 /// LLaMA, and every model exported under its name.
@@ -95,17 +97,32 @@ pub(super) fn read(
     let width = config.required_count("intermediate_size", limits::WIDTH)?;
     let eps = config.number("rms_norm_eps", 0.0, 1.0)?.unwrap_or(defaults.eps) as f32;
     let tied = config.flag("tie_word_embeddings")?.unwrap_or(false);
+    let mlp = Mlp::Gated { activation: activation(config)?, width, bias: biases.mlp };
     let spec = DecoderSpec {
         family,
         vocab: config.required_count("vocab_size", limits::VOCAB)?,
         hidden,
         max_positions: rotary.max_positions,
+        embedding: Embedding::PLAIN,
         norm: Norm::Rms { eps },
-        positions: Positions::Rope(rotary.rope),
-        attention: Attention { heads, kv_heads, head_dim, qkv_bias: biases.qkv, out_bias: biases.out },
-        mlp: Mlp::Gated { activation: activation(config)?, width, bias: biases.mlp },
-        masks: vec![Mask::Causal; layers],
+        block: Block::Serial,
+        branch_multiplier: 1.0,
+        positions: Positions::Rope(vec![rotary.rope]),
+        attention: Attention::Heads(HeadAttention {
+            heads,
+            kv_heads,
+            head_dim,
+            qkv_bias: biases.qkv,
+            out_bias: biases.out,
+            qk_norm: None,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: None,
+            sinks: Sinks::Absent,
+            log_n: None,
+        }),
+        layers: vec![Layer { mask: Mask::Causal, rope: 0, mlp }; layers],
         head: if tied { Head::Tied } else { Head::Untied },
+        logits: Logits::PLAIN,
     };
     Ok(Reading { spec, names: NAMES, notes: rotary.notes })
 }
@@ -121,6 +138,13 @@ fn activation(config: &Config<'_>) -> Result<Activation> {
 pub(super) fn windowed(window: usize, max_positions: usize) -> Mask {
     // Windows read from a file are at most limits::POSITIONS, which fits in 32 bits.
     if window >= max_positions { Mask::Causal } else { Mask::Window { window: window as u32 } }
+}
+
+/// Gives the layers their masks.
+pub(super) fn set_masks(spec: &mut DecoderSpec, masks: Vec<Mask>) {
+    for (layer, mask) in spec.layers.iter_mut().zip(masks) {
+        layer.mask = mask;
+    }
 }
 
 /// The masks that `layer_types` of the newer dialect lists, where it does.
@@ -141,31 +165,51 @@ pub(super) fn listed_masks(config: &Config<'_>, layers: usize, sliding: Mask) ->
 }
 
 /// LLaMA's names. Yi's first revision called the block norms `ln1` and `ln2`.
-pub(super) const NAMES: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
-    head: "lm_head.weight",
-    layers: "model.layers.",
-    in_layer: |role| match role {
-        LayerRole::AttentionNorm => &["input_layernorm.weight", "ln1.weight"],
-        LayerRole::Query => &["self_attn.q_proj.weight"],
-        LayerRole::QueryBias => &["self_attn.q_proj.bias"],
-        LayerRole::Key => &["self_attn.k_proj.weight"],
-        LayerRole::KeyBias => &["self_attn.k_proj.bias"],
-        LayerRole::Value => &["self_attn.v_proj.weight"],
-        LayerRole::ValueBias => &["self_attn.v_proj.bias"],
-        LayerRole::Output => &["self_attn.o_proj.weight"],
-        LayerRole::OutputBias => &["self_attn.o_proj.bias"],
-        LayerRole::MlpNorm => &["post_attention_layernorm.weight", "ln2.weight"],
-        LayerRole::Gate => &["mlp.gate_proj.weight"],
-        LayerRole::GateBias => &["mlp.gate_proj.bias"],
-        LayerRole::Up => &["mlp.up_proj.weight"],
-        LayerRole::UpBias => &["mlp.up_proj.bias"],
-        LayerRole::Down => &["mlp.down_proj.weight"],
-        LayerRole::DownBias => &["mlp.down_proj.bias"],
-    },
-    ignored: &[".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"],
-};
+pub(super) const NAMES: Names = Names { prefixes: &[""], place, ignores: |_, name| ignores(name) };
+
+/// Buffers that old versions of the class saved.
+pub(super) fn ignores(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+/// Where LLaMA's checkpoints keep a role.
+pub(super) fn place(_: &DecoderSpec, role: Role) -> Place {
+    use LayerRole::*;
+    let Role::Layer(_, role) = role else {
+        return match role {
+            Role::Embedding => Place::of(&["model.embed_tokens.weight"]),
+            Role::FinalNorm => Place::of(&["model.norm.weight"]),
+            Role::Head => Place::of(&["lm_head.weight"]),
+            _ => Place::nowhere(),
+        };
+    };
+    match role {
+        AttentionNorm => {
+            Place::of(&["model.layers.{layer}.input_layernorm.weight", "model.layers.{layer}.ln1.weight"])
+        }
+        Query => Place::of(&["model.layers.{layer}.self_attn.q_proj.weight"]),
+        QueryBias => Place::of(&["model.layers.{layer}.self_attn.q_proj.bias"]),
+        Key => Place::of(&["model.layers.{layer}.self_attn.k_proj.weight"]),
+        KeyBias => Place::of(&["model.layers.{layer}.self_attn.k_proj.bias"]),
+        Value => Place::of(&["model.layers.{layer}.self_attn.v_proj.weight"]),
+        ValueBias => Place::of(&["model.layers.{layer}.self_attn.v_proj.bias"]),
+        Output => Place::of(&["model.layers.{layer}.self_attn.o_proj.weight"]),
+        OutputBias => Place::of(&["model.layers.{layer}.self_attn.o_proj.bias"]),
+        MlpNorm => Place::of(&[
+            "model.layers.{layer}.post_attention_layernorm.weight",
+            "model.layers.{layer}.ln2.weight",
+        ]),
+        Mlp(MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.gate_proj.weight"]),
+        Mlp(MlpRole::GateBias) => Place::of(&["model.layers.{layer}.mlp.gate_proj.bias"]),
+        Mlp(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.up_proj.weight"]),
+        Mlp(MlpRole::UpBias) => Place::of(&["model.layers.{layer}.mlp.up_proj.bias"]),
+        Mlp(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.down_proj.weight"]),
+        Mlp(MlpRole::DownBias) => Place::of(&["model.layers.{layer}.mlp.down_proj.bias"]),
+        _ => Place::nowhere(),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -34,7 +34,7 @@ pub(super) fn rotary(
         None => config.section("rope_scaling")?,
     };
     let Some(scaling) = scaling else {
-        let rope = Rope { base: base(config, None, default_base)?, scaling: RopeScaling::Unscaled };
+        let rope = Rope { base: base(config, None, default_base)?, width: head_dim, scaling: RopeScaling::Unscaled };
         check_whole(config)?;
         return Ok(Rotary { rope, max_positions: max_position_embeddings, notes: Vec::new() });
     };
@@ -48,7 +48,7 @@ pub(super) fn rotary(
     let reader = Reader { config, scaling: &scaling, head_dim, max_position_embeddings };
     let (kind, max_positions) = reader.read()?;
     let notes = reader.notes(&kind, max_positions);
-    let rope = Rope { base: base(config, Some(&scaling), default_base)?, scaling: kind };
+    let rope = Rope { base: base(config, Some(&scaling), default_base)?, width: head_dim, scaling: kind };
     Ok(Rotary { rope, max_positions, notes })
 }
 

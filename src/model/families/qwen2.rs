@@ -14,7 +14,8 @@ pub(super) const QWEN2: Family = Family {
         let defaults = Defaults { kv_heads: Some(32), max_positions: 32_768, ..DEFAULTS };
         let biases = Biases { qkv: Bias::Present, ..Biases::NONE };
         let mut reading = llama::read("qwen2", config, biases, &defaults)?;
-        reading.spec.masks = masks(config, &reading)?;
+        let masks = masks(config, &reading)?;
+        llama::set_masks(&mut reading.spec, masks);
         Ok(reading)
     },
 };
@@ -42,6 +43,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::model::families::resolve;
+    use crate::model::families::tests::{heads, masks};
     use crate::model::spec::{Bias, DecoderSpec, Mask};
 
     fn spec(change: Value) -> DecoderSpec {
@@ -56,7 +58,7 @@ mod tests {
     #[test]
     fn queries_keys_and_values_have_biases_and_nothing_else() {
         let spec = spec(json!({"attention_bias": false}));
-        assert_eq!((spec.attention.qkv_bias, spec.attention.out_bias), (Bias::Present, Bias::Absent));
+        assert_eq!((heads(&spec).qkv_bias, heads(&spec).out_bias), (Bias::Present, Bias::Absent));
         assert_eq!(spec.max_positions, 32_768);
     }
 
@@ -64,16 +66,16 @@ mod tests {
     fn windows_act_only_where_they_are_used() {
         let window = Mask::Window { window: 24 };
         let off = json!({"use_sliding_window": false, "sliding_window": 24, "max_window_layers": 1});
-        assert_eq!(spec(off).masks, [Mask::Causal; 3]);
+        assert_eq!(masks(&spec(off)), [Mask::Causal; 3]);
         let on = json!({"use_sliding_window": true, "sliding_window": 24, "max_window_layers": 1});
-        assert_eq!(spec(on).masks, [Mask::Causal, window, window]);
+        assert_eq!(masks(&spec(on)), [Mask::Causal, window, window]);
         let everywhere = json!({"use_sliding_window": true, "sliding_window": 24, "max_window_layers": 0});
-        assert_eq!(spec(everywhere).masks, [window; 3]);
+        assert_eq!(masks(&spec(everywhere)), [window; 3]);
         let listed = json!({
             "use_sliding_window": true, "sliding_window": 24, "max_window_layers": 3,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"]
         });
-        assert_eq!(spec(listed).masks, [Mask::Causal, window, Mask::Causal]);
+        assert_eq!(masks(&spec(listed)), [Mask::Causal, window, Mask::Causal]);
     }
 
     #[test]

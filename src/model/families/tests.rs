@@ -6,7 +6,20 @@ use serde_json::{Value, json};
 use super::*;
 use crate::model::plan::{MemoryPlan, PlanOptions};
 use crate::model::rope::Frequencies;
-use crate::model::spec::Positions;
+use crate::model::spec::{Attention, HeadAttention, Mask};
+
+/// The heads of a decoder that has such.
+pub(super) fn heads(spec: &DecoderSpec) -> &HeadAttention {
+    match &spec.attention {
+        Attention::Heads(heads) => heads,
+        Attention::Latent(latent) => panic!("{latent:?}"),
+    }
+}
+
+/// The masks of all layers.
+pub(super) fn masks(spec: &DecoderSpec) -> Vec<Mask> {
+    spec.layers.iter().map(|layer| layer.mask).collect()
+}
 
 /// Files that use every key that some family reads.
 fn sound_configs() -> Vec<Value> {
@@ -86,12 +99,13 @@ fn exercise(config: &Value) {
     match resolve(config) {
         Ok(resolved) => {
             resolved.spec.check().unwrap();
-            let Positions::Rope(rope) = &resolved.spec.positions;
-            let frequencies = Frequencies::new(rope, resolved.spec.attention.head_dim);
-            for len in [1, 64, 65, resolved.spec.max_positions as u32] {
-                let (frequencies, amplitude) = frequencies.for_length(len);
-                assert!(frequencies.iter().all(|f| f.is_finite()), "{config}");
-                assert!(amplitude.is_finite() && amplitude > 0.0, "{config}");
+            for rope in resolved.spec.ropes() {
+                let frequencies = Frequencies::new(rope);
+                for len in [1, 64, 65, resolved.spec.max_positions as u32] {
+                    let (frequencies, amplitude) = frequencies.for_position(len, 0);
+                    assert!(frequencies.iter().all(|f| f.is_finite()), "{config}");
+                    assert!(amplitude.is_finite() && amplitude > 0.0, "{config}");
+                }
             }
             let _ = MemoryPlan::new(&resolved, None, &PlanOptions::default());
         }

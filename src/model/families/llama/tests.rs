@@ -1,8 +1,9 @@
 use serde_json::{Value, json};
 
+use crate::model::families::tests::heads;
 use crate::model::families::{Resolved, resolve};
 use crate::model::names::Role;
-use crate::model::spec::{Bias, Head, Mask, Mlp, Norm, Positions, RampBounds, Rope, RopeScaling};
+use crate::model::spec::{Activation, Bias, Head, Layer, Mask, Mlp, Norm, Positions, RampBounds, Rope, RopeScaling};
 
 fn config(change: Value) -> Value {
     let mut config = json!({
@@ -23,21 +24,20 @@ fn refusal(change: Value) -> String {
 
 fn rope(change: Value) -> (Rope, usize) {
     let Resolved { spec, .. } = resolved(change);
-    let Positions::Rope(rope) = spec.positions;
-    (rope, spec.max_positions)
+    (spec.ropes()[0].clone(), spec.max_positions)
 }
 
 #[test]
 fn absent_keys_are_those_of_the_class() {
     let Resolved { spec, dtype, notes, .. } = resolved(json!({}));
-    assert_eq!((spec.attention.heads, spec.attention.kv_heads, spec.attention.head_dim), (4, 4, 8));
-    assert_eq!((spec.attention.qkv_bias, spec.attention.out_bias), (Bias::Absent, Bias::Absent));
-    let Mlp::Gated { width, bias, .. } = spec.mlp;
-    assert_eq!((width, bias), (64, Bias::Absent));
+    let attention = heads(&spec);
+    assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (4, 4, 8));
+    assert_eq!((attention.qkv_bias, attention.out_bias), (Bias::Absent, Bias::Absent));
+    let mlp = Mlp::Gated { activation: Activation::Silu, width: 64, bias: Bias::Absent };
+    assert_eq!(spec.layers, vec![Layer { mask: Mask::Causal, rope: 0, mlp }; 2]);
     assert_eq!(spec.norm, Norm::Rms { eps: 1e-6 });
-    assert_eq!(spec.positions, Positions::Rope(Rope { base: 1e4, scaling: RopeScaling::Unscaled }));
+    assert_eq!(spec.positions, Positions::Rope(vec![Rope { base: 1e4, width: 8, scaling: RopeScaling::Unscaled }]));
     assert_eq!((spec.max_positions, spec.vocab, spec.head), (2048, 100, Head::Untied));
-    assert_eq!(spec.masks, [Mask::Causal; 2]);
     assert_eq!((dtype, notes.len()), (None, 0));
 }
 
@@ -45,11 +45,11 @@ fn absent_keys_are_those_of_the_class() {
 fn yi_under_its_first_name_has_its_own_defaults_and_aliases() {
     let yi = resolved(json!({"architectures": ["YiForCausalLM"], "model_type": "Yi"}));
     assert_eq!(yi.spec.family, "yi");
-    let Positions::Rope(rope) = &yi.spec.positions;
-    assert_eq!((rope.base, yi.spec.attention.kv_heads, yi.spec.max_positions), (5e6, 4, 4096));
+    let rope = &yi.spec.ropes()[0];
+    assert_eq!((rope.base, heads(&yi.spec).kv_heads, yi.spec.max_positions), (5e6, 4, 4096));
     let norm = Role::Layer(3, crate::model::names::LayerRole::MlpNorm);
     assert_eq!(
-        yi.names.of(norm),
+        yi.names.of(&yi.spec, norm, 0),
         ["model.layers.3.post_attention_layernorm.weight", "model.layers.3.ln2.weight"]
     );
 }
@@ -75,9 +75,9 @@ fn both_dialects_say_the_same() {
     assert_eq!((old.dtype, old.spec.max_positions), (new.dtype, 131_072));
     let scaling =
         RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original: 8192 };
-    assert_eq!(new.spec.positions, Positions::Rope(Rope { base: 5e5, scaling }));
+    assert_eq!(new.spec.positions, Positions::Rope(vec![Rope { base: 5e5, width: 8, scaling }]));
     let default = rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7}}));
-    assert_eq!(default.0, Rope { base: 7.0, scaling: RopeScaling::Unscaled });
+    assert_eq!(default.0, Rope { base: 7.0, width: 8, scaling: RopeScaling::Unscaled });
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn what_makes_no_model_is_refused_in_a_sentence() {
         (json!({"max_position_embeddings": 1e18}), "max_position_embeddings is 1e+18"),
         (json!({"num_attention_heads": 3}), "hidden_size 32 does not divide among 3 heads"),
         (json!({"num_key_value_heads": 3}), "4 query heads do not divide among 3 KV heads"),
-        (json!({"head_dim": 7}), "the head width is 7"),
+        (json!({"head_dim": 7}), "turn 7 numbers of a head of 7"),
         (json!({"rms_norm_eps": -1e-6}), "rms_norm_eps is -1e-6"),
         (json!({"attention_bias": "no"}), "attention_bias is \"no\", not true or false"),
         (json!({"hidden_act": "gelu"}), "the activation gelu is not served"),
