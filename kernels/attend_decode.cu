@@ -464,6 +464,7 @@ int own_kernel_bytes(int head_dim) {
     case 80: return Layout<80>::kSharedBytes;
     case 96: return Layout<96>::kSharedBytes;
     case 128: return Layout<128>::kSharedBytes;
+    case 160: return Layout<160>::kSharedBytes;
     case 256: return Layout<256>::kSharedBytes;
     default: return 0;
   }
@@ -517,6 +518,7 @@ int launch_dim(const kv_attend_decode_params &params, const DecodeArgs &args, in
     case 96: return launch_own<T, 96, 1>(args, stream);
     case 128:
       return columns == kColumns ? launch_own<T, 128, 1>(args, stream) : launch_own<T, 128, 2>(args, stream);
+    case 160: return launch_own<T, 160, 1>(args, stream);
     case 256: return launch_own<T, 256, 1>(args, stream);
     default: return launch_any<T>(params, args, stream);
   }

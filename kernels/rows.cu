@@ -47,10 +47,12 @@ __global__ void take_rows(kv_take_rows_params p) {
   grid_launch_dependents();
   const int row = blockIdx.x;
   const uint32_t wanted = p.wanted[row] - p.first;
-  const bool held = wanted < p.table_rows;
-  if (!held && p.add) return;
-  const T *from = static_cast<const T *>(p.table) + (held ? wanted : 0) * p.table_stride;
-  scale_row(from, static_cast<T *>(p.out) + row * p.out_stride, p.width, held ? p.multiplier : 0.f, p.add);
+  T *out = static_cast<T *>(p.out) + row * p.out_stride;
+  if (wanted < p.table_rows) {
+    scale_row(static_cast<const T *>(p.table) + wanted * p.table_stride, out, p.width, p.multiplier, p.add);
+  } else if (!p.add) {
+    for (int i = threadIdx.x; i < p.width; i += blockDim.x) out[i] = from_float<T>(0.f);
+  }
 }
 
 template <typename T>

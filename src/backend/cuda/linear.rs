@@ -236,7 +236,7 @@ impl Linear {
         }
         if gated {
             self.gate(call, out)?;
-        } else if let Product::Activated(_) = call.product {
+        } else if matches!(call.product, Product::Activated(_)) && !is_library_gelu(call.product) {
             self.activate(call)?;
         }
         Ok(true)
@@ -368,6 +368,11 @@ fn activation_code(product: Product) -> i32 {
     }
 }
 
+/// Whether the library takes the non-linearity with the product: it has the tanh form.
+fn is_library_gelu(product: Product) -> bool {
+    product == Product::Activated(Activation::GeluTanh)
+}
+
 /// The bound of gates that have one.
 fn limit(product: Product) -> f32 {
     match product {
@@ -412,10 +417,19 @@ impl Matmul {
         };
         let transposed = 1i32;
         set(CUBLASLT_MATMUL_DESC_TRANSA, ptr::from_ref(&transposed).cast(), size_of::<i32>())?;
+        use sys::cublasLtEpilogue_t::{
+            CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_GELU,
+            CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        let epilogue = match (is_library_gelu(call.product), call.weight.bias.is_some()) {
+            (false, false) => CUBLASLT_EPILOGUE_DEFAULT,
+            (false, true) => CUBLASLT_EPILOGUE_BIAS,
+            (true, false) => CUBLASLT_EPILOGUE_GELU,
+            (true, true) => CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, ptr::from_ref(&epilogue).cast(), size_of::<i32>())?;
         if call.weight.bias.is_some() {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             let bias: *const c_void = call.weight.bias_ptr();
-            set(CUBLASLT_MATMUL_DESC_EPILOGUE, ptr::from_ref(&epilogue).cast(), size_of::<i32>())?;
             set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, ptr::from_ref(&bias).cast(), size_of::<*const c_void>())?;
         }
         Ok(matmul)

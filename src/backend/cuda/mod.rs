@@ -17,6 +17,7 @@ mod norm;
 mod results;
 mod room;
 mod rotary;
+mod rows;
 mod step;
 mod tensor;
 mod tune;
@@ -24,7 +25,6 @@ mod weight;
 
 use std::cell::OnceCell;
 use std::convert::Infallible;
-use std::ffi::c_void;
 use std::ops::Range;
 
 use super::step::{StepInput, StepOutput};
@@ -41,6 +41,7 @@ use crate::model::weights::TensorPart;
 use device::{Buffer, Device, launched};
 use linear::{Call, Linear};
 use room::Room;
+use rows::Taken;
 use tensor::Numbers;
 use weight::Uploader;
 
@@ -109,50 +110,6 @@ impl Cuda {
     /// Bytes free, and bytes in all.
     pub fn memory(&self) -> Result<(u64, u64)> {
         self.device.memory()
-    }
-
-    /// Rows of a table by number: see `kv_take_rows`. Tables are `(address, stride, rows)`, the first of which has a number.
-    fn take_rows(&self, rows: Taken, out: &Tensor) -> Result<()> {
-        let params = ffi::TakeRows {
-            table: rows.table.0,
-            table_stride: rows.table.1 as i64,
-            wanted: rows.wanted,
-            rows: rows.n as i32,
-            first: rows.first as u32,
-            table_rows: rows.table.2 as u32,
-            out: out.ptr(),
-            out_stride: out.stride as i64,
-            width: rows.width as i32,
-            add: i32::from(rows.add),
-            multiplier: rows.multiplier,
-            dtype: dtype_code(self.dtype),
-        };
-        // SAFETY: wanted rows are inside their table, or count as zeros; `out` has as many rows as are wanted.
-        launched("take_rows", unsafe { ffi::kv_take_rows(&params, self.device.stream()) })
-    }
-}
-
-/// Rows that are wanted of a table.
-struct Taken {
-    /// Address, numbers from row to row, rows.
-    table: (*const c_void, usize, usize),
-    /// The number of the table's first row.
-    first: usize,
-    width: usize,
-    /// Numbers of the rows.
-    wanted: *const u32,
-    n: usize,
-    /// What they are multiplied by.
-    multiplier: f32,
-    /// To what is there already.
-    add: bool,
-}
-
-impl Taken {
-    fn of(table: &Weight, wanted: *const u32, n: usize) -> Taken {
-        let (first, width) = (table.first_row, table.inputs);
-        let table = (table.numbers.ptr::<c_void>().cast_const(), table.stride, table.outputs);
-        Taken { table, first, width, wanted, n, multiplier: 1.0, add: false }
     }
 }
 
@@ -321,12 +278,12 @@ impl Backend for Cuda {
 
     fn embed(&self, table: &Weight, multiplier: f32, step: &Step, out: &mut Tensor) -> Result<()> {
         let rows = Taken::of(table, step.tokens(), step.n_tokens());
-        self.take_rows(Taken { multiplier, ..rows }, out)
+        self.take_rows(&Taken { multiplier, ..rows }, out)
     }
 
     fn add_positions(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
         let rows = Taken::of(table, step.positions(), step.n_tokens());
-        self.take_rows(Taken { add: true, ..rows }, out)
+        self.take_rows(&Taken { add: true, ..rows }, out)
     }
 
     fn norm(&self, norm: &NormWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -338,18 +295,7 @@ impl Backend for Cuda {
     }
 
     fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
-        let params = ffi::AddRows {
-            x: x.ptr(),
-            x_stride: x.stride as i64,
-            out: residual.ptr(),
-            out_stride: residual.stride as i64,
-            rows: rows as i32,
-            width: residual.width as i32,
-            multiplier,
-            dtype: dtype_code(self.dtype),
-        };
-        // SAFETY: both tensors have so many rows of that width.
-        launched("add_rows", unsafe { ffi::kv_add_rows(&params, self.device.stream()) })
+        self.add_rows(multiplier, rows, x, residual)
     }
 
     fn linear(&self, weight: &Weight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -486,9 +432,7 @@ impl Backend for Cuda {
 
     fn select(&self, wanted: &LogitRows, step: &Step, x: &Tensor, out: &mut Tensor) -> Result<()> {
         let (tokens, n) = step.logit_tokens(wanted);
-        let table = (x.ptr::<c_void>().cast_const(), x.stride, step.n_tokens());
-        let rows = Taken { table, first: 0, width: x.width, wanted: tokens, n, multiplier: 1.0, add: false };
-        self.take_rows(rows, out)
+        self.take_rows(&Taken::of_tensor(x, step.n_tokens(), tokens, n), out)
     }
 
     fn all_reduce(&self, _rows: usize, _x: &mut Tensor) -> Result<()> {
@@ -497,16 +441,7 @@ impl Backend for Cuda {
     }
 
     fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Tensor) -> Result<()> {
-        let params = ffi::WarpLogits {
-            logits: logits.ptr(),
-            stride: logits.stride as i64,
-            rows: rows as i32,
-            width: logits.width as i32,
-            multiplier: warp.multiplier,
-            softcap: warp.softcap.unwrap_or(0.0),
-        };
-        // SAFETY: logits are f32, and there are so many rows.
-        launched("warp_logits", unsafe { ffi::kv_warp_logits(&params, self.device.stream()) })
+        self.run_warp(warp, rows, logits)
     }
 
     fn gather(&self, _rows: usize, _part: &Tensor, _out: &mut Tensor) -> Result<()> {
