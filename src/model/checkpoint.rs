@@ -429,7 +429,7 @@ pub fn read_limited(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
 fn neutral(spec: &DecoderSpec, role: Role) -> Option<f32> {
     let norm = match (role, spec.attention) {
         (Role::Layer(_, LayerRole::QueryNorm | LayerRole::KeyNorm), Attention::Heads(heads)) => {
-            heads.qk_norm.map(|HeadNorm::Shared(norm) | HeadNorm::PerHead(norm)| norm)
+            heads.qk_norm.map(HeadNorm::norm)
         }
         (Role::Layer(_, LayerRole::QueryDownNorm | LayerRole::KvDownNorm), Attention::Latent(latent)) => {
             Some(latent.norm)

@@ -13,8 +13,12 @@ pub mod spec;
 pub mod weights;
 
 pub mod attention;
+pub mod branch;
 pub mod decoder;
+pub mod experts;
 pub mod kv;
+pub mod latent;
+pub mod layer;
 pub mod mlp;
 pub mod upload;
 pub mod workspace;

@@ -211,7 +211,7 @@ impl LayerRole {
         let hidden = spec.hidden;
         let mlp = spec.layers.get(layer).map(|layer| layer.mlp);
         let experts = match mlp {
-            Some(Mlp::Experts(experts)) => Some(experts),
+            Some(self::Mlp::Experts(experts)) => Some(experts),
             _ => None,
         };
         match self {

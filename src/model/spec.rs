@@ -359,6 +359,15 @@ pub enum HeadNorm {
     PerHead(Norm),
 }
 
+impl HeadNorm {
+    /// Its kind.
+    pub fn norm(self) -> Norm {
+        match self {
+            HeadNorm::Shared(norm) | HeadNorm::PerHead(norm) => norm,
+        }
+    }
+}
+
 /// Whether attention has sink logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sinks {

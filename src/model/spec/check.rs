@@ -22,10 +22,21 @@ pub(super) fn check(spec: &DecoderSpec) -> Result<()> {
         check_layer(layer, spec.ropes().len())?;
     }
     check_scalars(spec)?;
-    if spec.block == Block::SerialPostNorms && spec.norm.bias() == Bias::Present {
-        return wrong("norms with biases behind the branches of a layer".to_owned());
+    check_post_norms(spec)
+}
+
+/// A norm behind a branch undoes what multiplies it, and sums no two results.
+fn check_post_norms(spec: &DecoderSpec) -> Result<()> {
+    let has_experts = spec.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Experts(_)));
+    match spec.block {
+        Block::SerialPostNorms if spec.norm.bias() == Bias::Present => {
+            wrong("norms with biases behind the branches of a layer".to_owned())
+        }
+        Block::SerialPostNorms if has_experts || spec.branch_multiplier != 1.0 => {
+            wrong("experts or a multiplier before norms behind the branches of a layer".to_owned())
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn wrong(what: String) -> Result<()> {
