@@ -180,6 +180,7 @@ impl Uploader {
         if stride > STAGED_NUMBERS {
             return Err(Error::Unsupported(format!("a row of {width} numbers")));
         }
+        let dtype = self.dtype;
         for first in (0..part.rows.len()).step_by(rows_at_once) {
             let n_rows = rows_at_once.min(part.rows.len() - first);
             self.stage(n_rows * stride, to, (row + first) * stride, |range, out| {
@@ -191,7 +192,7 @@ impl Uploader {
                     let columns = begin - row * stride..(end - row * stride).min(width);
                     let out = &mut out[begin - range.start..end - range.start];
                     let (held, padding) = out.split_at_mut(columns.len().min(out.len()));
-                    round_columns(part, first + row, columns.start, self.dtype, held);
+                    round_columns(part, first + row, columns.start, dtype, held);
                     padding.fill(0);
                 }
             })?;
