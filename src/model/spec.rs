@@ -2,8 +2,10 @@
 //!
 //! A variant enters when a published model needs it, together with its arm where it acts.
 
+mod check;
+
 use super::names;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,6 +108,8 @@ pub mod limits {
     pub const HEAD_DIM: usize = 1 << 12;
     /// Neurons of an MLP.
     pub const WIDTH: usize = 1 << 22;
+    /// Experts of a layer.
+    pub const EXPERTS: usize = 1 << 10;
     /// Vocabulary.
     pub const VOCAB: usize = 1 << 24;
     /// Positions.
@@ -115,7 +119,7 @@ pub mod limits {
 impl DecoderSpec {
     /// Number of layers.
     pub fn layers(&self) -> usize {
-        self.masks.len()
+        self.layers.len()
     }
 
     /// Number of weights, a tied head counted once.
@@ -126,7 +130,19 @@ impl DecoderSpec {
 
     /// Numbers that a token leaves in the KV cache, over all layers, were each KV head kept once.
     pub fn kv_elements_per_token(&self) -> u64 {
-        2 * (self.layers() * self.attention.kv_heads * self.attention.head_dim) as u64
+        let in_layer = match self.attention {
+            Attention::Heads(heads) => 2 * heads.kv_heads * heads.head_dim,
+            Attention::Latent(latent) => latent.row_width(),
+        };
+        (self.layers() * in_layer) as u64
+    }
+
+    /// The rotary embeddings, none where positions enter otherwise.
+    pub fn ropes(&self) -> &[Rope] {
+        match &self.positions {
+            Positions::Rope(ropes) => ropes,
+            Positions::Alibi | Positions::Learned => &[],
+        }
     }
 
     /// Checks the relations on which decoder and backends rely.
@@ -134,34 +150,7 @@ impl DecoderSpec {
     /// # Errors
     /// [`Error::Checkpoint`] with the sizes that disagree.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what: String| Err(Error::Checkpoint(what));
-        let Attention { heads, kv_heads, head_dim, .. } = self.attention;
-        let Mlp::Gated { width, .. } = self.mlp;
-        let sizes = [
-            ("layers", self.layers(), limits::LAYERS),
-            ("hidden size", self.hidden, limits::HIDDEN),
-            ("query heads", heads, limits::HEADS),
-            ("KV heads", kv_heads, limits::HEADS),
-            ("head width", head_dim, limits::HEAD_DIM),
-            ("MLP width", width, limits::WIDTH),
-            ("vocabulary", self.vocab, limits::VOCAB),
-            ("positions", self.max_positions, limits::POSITIONS),
-        ];
-        for (what, size, most) in sizes {
-            if size == 0 || size > most {
-                return wrong(format!("the config's {what} is {size}, which is not between 1 and {most}"));
-            }
-        }
-        if !heads.is_multiple_of(kv_heads) {
-            return wrong(format!("{heads} query heads do not divide among {kv_heads} KV heads"));
-        }
-        if !head_dim.is_multiple_of(2) {
-            return wrong(format!("the head width is {head_dim}, rotary embeddings need an even one"));
-        }
-        if self.masks.iter().any(|mask| matches!(mask, Mask::Window { window: 0 })) {
-            return wrong("a sliding window of 0 tokens hides every key".to_owned());
-        }
-        Ok(())
+        check::check(self)
     }
 }
 
@@ -185,6 +174,24 @@ pub enum Norm {
         /// Whether there is a `b`.
         bias: Bias,
     },
+}
+
+impl Norm {
+    /// Whether it has a bias.
+    pub fn bias(self) -> Bias {
+        match self {
+            Norm::Rms { .. } | Norm::RmsOnePlus { .. } => Bias::Absent,
+            Norm::Layer { bias, .. } => bias,
+        }
+    }
+
+    /// The weight that does nothing.
+    pub fn neutral(self) -> f32 {
+        match self {
+            Norm::Rms { .. } | Norm::Layer { .. } => 1.0,
+            Norm::RmsOnePlus { .. } => 0.0,
+        }
+    }
 }
 
 /// How positions enter the computation.
@@ -263,9 +270,9 @@ pub enum RopeScaling {
     },
     /// Two sets of divisors, by the length of the sequence (LongRoPE, arXiv 2402.13753).
     LongRope {
-        /// `[head_dim / 2]` divisors up to `original` positions.
+        /// `[width / 2]` divisors up to `original` positions.
         short: Vec<f64>,
-        /// `[head_dim / 2]` divisors beyond.
+        /// `[width / 2]` divisors beyond.
         long: Vec<f64>,
         /// Positions of the original training.
         original: u32,
@@ -290,6 +297,32 @@ pub enum Attention {
     Heads(HeadAttention),
     /// A latent vector is cached, from which keys and values of all heads are made.
     Latent(LatentAttention),
+}
+
+impl Attention {
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        match self {
+            Attention::Heads(heads) => heads.heads,
+            Attention::Latent(latent) => latent.heads,
+        }
+    }
+
+    /// KV heads: of latent attention the latent itself.
+    pub fn kv_heads(&self) -> usize {
+        match self {
+            Attention::Heads(heads) => heads.kv_heads,
+            Attention::Latent(_) => 1,
+        }
+    }
+
+    /// Width of a head's part that rotary embeddings may turn.
+    pub fn rope_dim(&self) -> usize {
+        match self {
+            Attention::Heads(heads) => heads.head_dim,
+            Attention::Latent(latent) => latent.rope_dim,
+        }
+    }
 }
 
 /// Multi-head, grouped-query or multi-query attention, by the number of KV heads.
@@ -326,6 +359,15 @@ pub enum HeadNorm {
     PerHead(Norm),
 }
 
+impl HeadNorm {
+    /// Its kind.
+    pub fn norm(self) -> Norm {
+        match self {
+            HeadNorm::Shared(norm) | HeadNorm::PerHead(norm) => norm,
+        }
+    }
+}
+
 /// Whether attention has sink logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sinks {
@@ -355,6 +397,18 @@ pub struct LatentAttention {
     pub scale: f32,
     /// Of both latents.
     pub norm: Norm,
+}
+
+impl LatentAttention {
+    /// Width of a query.
+    pub fn query_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+
+    /// Width of what a token leaves in a layer's cache: latent and turned key.
+    pub fn row_width(&self) -> usize {
+        self.kv_rank + self.rope_dim
+    }
 }
 
 /// Whether a linear layer or a norm has a bias.
@@ -389,6 +443,16 @@ pub enum Mlp {
     },
     /// A few of many gated MLPs, chosen by each token.
     Experts(Experts),
+}
+
+impl Mlp {
+    /// Neurons; of experts those of one.
+    pub fn width(&self) -> usize {
+        match self {
+            Mlp::Gated { width, .. } | Mlp::Plain { width, .. } => *width,
+            Mlp::Experts(experts) => experts.width,
+        }
+    }
 }
 
 /// A mixture of experts: `Σ w_e · expert_e(x)` over the chosen, plus the shared expert's output.
@@ -484,74 +548,4 @@ pub enum Head {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A decoder of a few thousand weights, from which tests depart.
-    pub(crate) fn tiny() -> DecoderSpec {
-        DecoderSpec {
-            family: "llama",
-            vocab: 11,
-            hidden: 8,
-            max_positions: 64,
-            norm: Norm::Rms { eps: 1e-5 },
-            positions: Positions::Rope(Rope { base: 10_000.0, scaling: RopeScaling::Unscaled }),
-            attention: Attention {
-                heads: 4,
-                kv_heads: 2,
-                head_dim: 4,
-                qkv_bias: Bias::Absent,
-                out_bias: Bias::Absent,
-            },
-            mlp: Mlp::Gated { activation: Activation::Silu, width: 12, bias: Bias::Absent },
-            masks: vec![Mask::Causal; 2],
-            head: Head::Untied,
-        }
-    }
-
-    #[test]
-    fn parameters_are_those_of_the_shapes() {
-        let spec = tiny();
-        let layer = 8 + 16 * 8 + 2 * 8 * 8 + 8 * 16 + 8 + 3 * 12 * 8;
-        assert_eq!(spec.n_parameters(), 2 * 11 * 8 + 2 * layer + 8);
-        assert_eq!(DecoderSpec { head: Head::Tied, ..spec }.n_parameters(), 11 * 8 + 2 * layer + 8);
-    }
-
-    #[test]
-    fn the_largest_sizes_do_not_overflow() {
-        let mut spec = tiny();
-        spec.vocab = limits::VOCAB;
-        spec.hidden = limits::HIDDEN;
-        spec.max_positions = limits::POSITIONS;
-        let kv_heads = limits::HEADS;
-        spec.attention =
-            Attention { heads: kv_heads, kv_heads, head_dim: limits::HEAD_DIM, ..spec.attention };
-        let Mlp::Gated { width, .. } = &mut spec.mlp;
-        *width = limits::WIDTH;
-        spec.masks = vec![Mask::Causal; limits::LAYERS];
-        spec.check().unwrap();
-        // Four bytes each still count in 64 bits.
-        assert!(spec.n_parameters() < u64::MAX / 4);
-        assert!(spec.kv_elements_per_token().checked_mul(4 * limits::POSITIONS as u64).is_some());
-    }
-
-    #[test]
-    fn relations_are_checked() {
-        let refusal = |change: fn(&mut DecoderSpec)| {
-            let mut spec = tiny();
-            change(&mut spec);
-            spec.check().unwrap_err().to_string()
-        };
-        tiny().check().unwrap();
-        assert_eq!(
-            refusal(|spec| spec.attention.kv_heads = 3),
-            "4 query heads do not divide among 3 KV heads"
-        );
-        assert!(
-            refusal(|spec| spec.attention.head_dim = 5).contains("is 5, rotary embeddings need an even one")
-        );
-        assert!(refusal(|spec| spec.masks.clear()).contains("layers is 0"));
-        assert!(refusal(|spec| spec.vocab = usize::MAX).contains("vocabulary"));
-        assert!(refusal(|spec| spec.masks[1] = Mask::Window { window: 0 }).contains("window of 0"));
-    }
-}
+pub(crate) mod tests;
