@@ -14,9 +14,9 @@ pub mod step;
 use crate::error::Result;
 use crate::model::checkpoint::DType;
 use crate::model::rope::Frequencies;
-use crate::model::spec::{Activation, DecoderSpec, Experts, LatentAttention, Logits, Mask, Norm};
 #[cfg(doc)]
 use crate::model::spec::Router;
+use crate::model::spec::{Activation, DecoderSpec, Experts, LatentAttention, Logits, Mask, Norm};
 use crate::model::weights::TensorPart;
 use step::{StepInput, StepOutput};
 
@@ -235,7 +235,13 @@ pub trait Backend: Sized {
     fn experts_weight(&self, spec: &Experts, hidden: usize, parts: &ExpertParts) -> Result<Self::Experts>;
 
     /// Scratch for `rows` rows through such experts, of which this rank holds `width` neurons each.
-    fn experts_room(&self, spec: &Experts, hidden: usize, width: usize, rows: usize) -> Result<Self::ExpertsRoom>;
+    fn experts_room(
+        &self,
+        spec: &Experts,
+        hidden: usize,
+        width: usize,
+        rows: usize,
+    ) -> Result<Self::ExpertsRoom>;
 
     /// Numbers on the device.
     fn vector(&self, numbers: &[f32]) -> Result<Self::Vector>;
@@ -276,7 +282,13 @@ pub trait Backend: Sized {
     fn lay_out(&self, step: &mut Self::Step) -> Result<()>;
 
     /// `out[t] = multiplier · table[token of t]`, or zeros where the table is a rank's part and another rank has the row.
-    fn embed(&self, table: &Self::Weight, multiplier: f32, step: &Self::Step, out: &mut Self::Tensor) -> Result<()>;
+    fn embed(
+        &self,
+        table: &Self::Weight,
+        multiplier: f32,
+        step: &Self::Step,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// `out[t] += table[position of t]`.
     fn add_positions(&self, table: &Self::Weight, step: &Self::Step, out: &mut Self::Tensor) -> Result<()>;

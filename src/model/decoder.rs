@@ -31,11 +31,14 @@ impl<B: Backend> Decoder<B> {
         let (backend, hidden) = (upload.backend, spec.hidden);
         let table = |role| upload.linear_part(hidden, role, None);
         let embedding = table(Role::Embedding)?;
-        let vocab_part = embedding.weight.rows.len();
         let head = match spec.head {
             Head::Tied => None,
-            Head::Untied => Some(backend.weight(&[table(Role::Head)?], 1.0)?),
-            Head::Normalised => Some(backend.normalised_weight(&table(Role::Head)?, 1.0)?),
+            Head::Untied | Head::Normalised => Some(table(Role::Head)?),
+        };
+        let vocab_part = head.as_ref().unwrap_or(&embedding).weight.rows.len();
+        let head = match (head, spec.head) {
+            (Some(head), Head::Normalised) => Some(backend.normalised_weight(&head, 1.0)?),
+            (head, _) => head.map(|head| backend.weight(&[head], 1.0)).transpose()?,
         };
         let positions = match spec.positions {
             Positions::Learned => Some(backend.weight(&[table(Role::Positions)?], 1.0)?),
@@ -51,7 +54,9 @@ impl<B: Backend> Decoder<B> {
             embedding_multiplier: spec.embedding.multiplier,
             positions,
             embedding_norm,
-            layers: (0..spec.layers()).map(|layer| Layer::load(upload, spec, layer)).collect::<Result<_>>()?,
+            layers: (0..spec.layers())
+                .map(|layer| Layer::load(upload, spec, layer))
+                .collect::<Result<_>>()?,
             final_norm: norm(spec.norm, Role::FinalNorm, Role::FinalNormBias)?,
             head,
             logits: spec.logits,

@@ -38,7 +38,12 @@ impl<B: Backend> Experts<B> {
                 .collect::<Result<_>>()?,
         };
         let neurons = parts.experts.first().map_or(0, |[gate, ..]| gate.weight.rows.len());
-        if parts.experts.iter().flat_map(|[gate, up, _]| [gate, up]).any(|part| part.weight.rows.len() != neurons) {
+        if parts
+            .experts
+            .iter()
+            .flat_map(|[gate, up, _]| [gate, up])
+            .any(|part| part.weight.rows.len() != neurons)
+        {
             return Err(Error::Checkpoint(format!("layer {layer}: experts of different widths")));
         }
         let shape = MlpShape { activation: experts.activation, bias: Bias::Absent, gated: true };

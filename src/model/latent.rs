@@ -46,7 +46,9 @@ impl<B: Backend> Latent<B> {
             upload.backend.weight(&[part], 1.0)
         };
         let query_down = match query_rank {
-            Some(_) => Some((whole(spec.hidden, QueryDown)?, upload.layer_norm(norm, number, QueryDownNorm)?)),
+            Some(_) => {
+                Some((whole(spec.hidden, QueryDown)?, upload.layer_norm(norm, number, QueryDownNorm)?))
+            }
             None => None,
         };
         let query =
@@ -66,8 +68,7 @@ impl<B: Backend> Latent<B> {
             .collect();
         let values: Vec<_> =
             (0..heads).map(|head| value_up.cut_rows(head * value_dim..(head + 1) * value_dim)).collect();
-        let out =
-            upload.cut_inputs(number, heads * value_dim, (Output, OutputBias), Bias::Absent)?;
+        let out = upload.cut_inputs(number, heads * value_dim, (Output, OutputBias), Bias::Absent)?;
         Ok(Latent {
             attention: LatentAttention { heads, kv_rank, ..*attention },
             mask: layer.mask,

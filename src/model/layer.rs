@@ -57,7 +57,8 @@ impl<B: Backend> Layer<B> {
                 Some(norm(MlpNorm, MlpNormBias)?)
             }
         };
-        let one = |shape| Ok::<_, Error>(AnyMlp::One(Mlp::load(upload, spec, number, shape, LayerRole::Mlp)?));
+        let one =
+            |shape| Ok::<_, Error>(AnyMlp::One(Mlp::load(upload, spec, number, shape, LayerRole::Mlp)?));
         let mlp = match layer.mlp {
             spec::Mlp::Gated { activation, bias, .. } => one(MlpShape { activation, bias, gated: true })?,
             spec::Mlp::Plain { activation, bias, .. } => one(MlpShape { activation, bias, gated: false })?,

@@ -159,7 +159,10 @@ impl Place {
         let mut columns = Runs::range(0..n_columns);
         if let Some(pairs) = self.pairs {
             let axis = if per_head { &mut columns } else { &mut rows };
-            if pairs.head == 0 || !axis.len().is_multiple_of(pairs.head) || pairs.first + pairs.width > pairs.head {
+            if pairs.head == 0
+                || !axis.len().is_multiple_of(pairs.head)
+                || pairs.first + pairs.width > pairs.head
+            {
                 let text = format!("{pairs:?} in {} rows ({})", axis.len(), self.usual());
                 return Err(Error::Bug(text));
             }

@@ -39,8 +39,7 @@ impl<B: Backend> Mlp<B> {
         role: fn(MlpRole) -> LayerRole,
     ) -> Result<Mlp<B>> {
         use MlpRole::*;
-        let projection =
-            |weight, of| upload.cut_outputs(layer, spec.hidden, (role(weight), role(of)), bias);
+        let projection = |weight, of| upload.cut_outputs(layer, spec.hidden, (role(weight), role(of)), bias);
         let parts = if gated {
             vec![projection(Gate, GateBias)?, projection(Up, UpBias)?]
         } else {

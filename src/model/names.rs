@@ -394,6 +394,9 @@ impl Names {
                 .replace("{head}", &head.to_string())
         };
         let names: Vec<String> = place.names.iter().map(named).collect();
-        self.prefixes.iter().flat_map(|prefix| names.iter().map(move |name| format!("{prefix}{name}"))).collect()
+        self.prefixes
+            .iter()
+            .flat_map(|prefix| names.iter().map(move |name| format!("{prefix}{name}")))
+            .collect()
     }
 }

@@ -116,7 +116,8 @@ impl TensorPart {
         self.check()?;
         let shape = vec![self.rows.len(), self.columns.len()];
         if let Some(random) = self.tensor.random() {
-            let first = self.number(self.rows.iter().next().unwrap_or(0), self.columns.iter().next().unwrap_or(0));
+            let first =
+                self.number(self.rows.iter().next().unwrap_or(0), self.columns.iter().next().unwrap_or(0));
             return Ok(TensorPart::whole(StoredTensor::unmade(self.tensor.dtype, shape, random.from(first))));
         }
         let size = self.tensor.dtype.size_bytes();

@@ -72,7 +72,7 @@ impl Frequencies {
         let (usual, amplitude): (Vec<f64>, f64) = match &rope.scaling {
             RopeScaling::Unscaled | RopeScaling::Dynamic { .. } | RopeScaling::PromptNtk { .. } => {
                 (plain.clone(), 1.0)
-            },
+            }
             RopeScaling::Linear { factor } => (plain.iter().map(|f| f / factor).collect(), 1.0),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
                 let original = f64::from(*original);
@@ -110,9 +110,7 @@ impl Frequencies {
             Beyond::Dynamic { original, factor } => {
                 (None, Lengths::Each { original: *original, base: self.base, factor: *factor })
             }
-            Beyond::Prompt { trained } => {
-                (None, Lengths::Prompt { trained: *trained, base: self.base })
-            }
+            Beyond::Prompt { trained } => (None, Lengths::Prompt { trained: *trained, base: self.base }),
         };
         (&self.usual, longer, self.amplitude, lengths)
     }

@@ -32,7 +32,9 @@ impl Runs {
         let mut runs = Runs::default();
         match count {
             1 => runs.push(Run { first, step: stride, count: groups }),
-            _ => (0..groups).for_each(|group| runs.push(Run { first: first + group * stride, step: 1, count })),
+            _ => {
+                (0..groups).for_each(|group| runs.push(Run { first: first + group * stride, step: 1, count }))
+            }
         }
         runs
     }

@@ -32,7 +32,9 @@ impl Weights {
         // Files of tied models may hold a copy of the embedding under the head's name.
         let copied_heads = if spec.head == Head::Tied { names.of(spec, Role::Head, 0) } else { Vec::new() };
         let known = |name: &str| {
-            found.contains(name) || (names.ignores)(spec, name) || copied_heads.iter().any(|head| head == name)
+            found.contains(name)
+                || (names.ignores)(spec, name)
+                || copied_heads.iter().any(|head| head == name)
         };
         match checkpoint.names().find(|name| !known(name)) {
             None => Ok(Weights { spec: spec.clone(), roles }),
@@ -56,25 +58,7 @@ impl Weights {
             .roles
             .get(&stored)
             .ok_or_else(|| Error::Bug(format!("a {} decoder has no {role:?}", self.spec.family)))?;
-        let part = Partition::new(&self.spec, shard)?;
-        // Numbers that a head has along the axis that is cut.
-        let of_heads = |n: usize, heads: Range<usize>, all: usize| {
-            let each = n / all.max(1);
-            heads.start * each..heads.end * each
-        };
-        let (n_rows, n_columns) = (whole.rows.len(), whole.columns.len());
-        let (heads, kv_heads) = (self.spec.attention.heads(), self.spec.attention.kv_heads());
-        let (mut rows, mut columns) = (0..n_rows, 0..n_columns);
-        match stored.cut(&self.spec) {
-            Cut::Whole => {}
-            Cut::VocabRows => rows = part.vocab,
-            Cut::HeadRows => rows = of_heads(n_rows, part.heads, heads),
-            Cut::KvHeadRows => rows = of_heads(n_rows, part.kv_heads, kv_heads),
-            Cut::HeadColumns => columns = of_heads(n_columns, part.heads, heads),
-            Cut::NeuronRows => rows = part.neurons(n_rows)?,
-            Cut::NeuronColumns => columns = part.neurons(n_columns)?,
-        }
-        Ok(whole.cut(rows, columns))
+        part_of_rank(whole, stored, &self.spec, shard)
     }
 
     /// Bytes of all tensors as stored, but for what has no role.
@@ -93,6 +77,37 @@ impl Weights {
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
     }
+}
+
+/// What a rank holds of a role.
+///
+/// # Errors
+/// [`Error::Invalid`] when the spec does not divide among the ranks.
+pub(super) fn part_of_rank(
+    whole: &TensorPart,
+    role: Role,
+    spec: &DecoderSpec,
+    shard: Shard,
+) -> Result<TensorPart> {
+    let part = Partition::new(spec, shard)?;
+    let (n_rows, n_columns) = (whole.rows.len(), whole.columns.len());
+    let (n_heads, n_kv_heads) = (spec.attention.heads(), spec.attention.kv_heads());
+    // `n` numbers belong to `all` heads in order.
+    let of_heads = |n: usize, heads: Range<usize>, all: usize| {
+        let each = n / all.max(1);
+        heads.start * each..heads.end * each
+    };
+    let (mut rows, mut columns) = (0..n_rows, 0..n_columns);
+    match role.cut(spec) {
+        Cut::Whole => {}
+        Cut::VocabRows => rows = part.vocab,
+        Cut::HeadRows => rows = of_heads(n_rows, part.heads, n_heads),
+        Cut::KvHeadRows => rows = of_heads(n_rows, part.kv_heads, n_kv_heads),
+        Cut::HeadColumns => columns = of_heads(n_columns, part.heads, n_heads),
+        Cut::NeuronRows => rows = part.neurons(n_rows)?,
+        Cut::NeuronColumns => columns = part.neurons(n_columns)?,
+    }
+    Ok(whole.cut(rows, columns))
 }
 
 /// Roles to be found in a checkpoint.

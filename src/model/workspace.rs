@@ -230,9 +230,8 @@ impl<B: Backend> Workspace<B> {
         world: usize,
     ) -> Result<Workspace<B>> {
         let Widths { hidden, vocab_part, vocab, .. } = *widths;
-        let experts = |width: ExpertsWidth| {
-            backend.experts_room(&width.experts, hidden, width.neurons, tokens)
-        };
+        let experts =
+            |width: ExpertsWidth| backend.experts_room(&width.experts, hidden, width.neurons, tokens);
         Ok(Workspace {
             residual: backend.tensor(tokens, hidden)?,
             normed: backend.tensor(tokens, hidden)?,

@@ -23,14 +23,7 @@ fn first_visible(mask: Mask, position: u32) -> usize {
 }
 
 /// Every query head of every token attends to the visible slots of its lane.
-pub fn attend(
-    heads: Heads,
-    scores: &Scores<'_, Cpu>,
-    step: &Step,
-    qkv: &Tensor,
-    kv: &Kv,
-    out: &mut Tensor,
-) {
+pub fn attend(heads: Heads, scores: &Scores<'_, Cpu>, step: &Step, qkv: &Tensor, kv: &Kv, out: &mut Tensor) {
     let values = Rows { numbers: &kv.values, stride: kv.width };
     attend_to(heads, scores, heads.head_dim, step, qkv, kv, values, out);
 }

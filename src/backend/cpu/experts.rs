@@ -44,7 +44,8 @@ impl ExpertsWeight {
             }
         }
         out.rows_mut(rows).fill(0.0);
-        for ((gate_up, down), chosen) in self.experts.iter().zip(&chosen).filter(|(_, rows)| !rows.is_empty()) {
+        for ((gate_up, down), chosen) in self.experts.iter().zip(&chosen).filter(|(_, rows)| !rows.is_empty())
+        {
             let n = chosen.len();
             let own: Vec<f32> = chosen.iter().flat_map(|&(row, _)| x.row(row)).copied().collect();
             let mut products = Tensor { values: vec![0.0; n * gate_up.rows()], width: gate_up.rows() };

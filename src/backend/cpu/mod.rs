@@ -29,9 +29,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::step::{Sampled, StepInput, StepOutput};
-use super::{
-    Backend, ExpertParts, Heads, KvRows, LinearPart, LogitRows, Scores, StepShape, Tuned, Turn,
-};
+use super::{Backend, ExpertParts, Heads, KvRows, LinearPart, LogitRows, Scores, StepShape, Tuned, Turn};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
 use crate::model::spec::{Activation, DecoderSpec, Experts, LatentAttention, Logits, Mask, Norm};
@@ -238,13 +236,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn reduce_add(
-        &self,
-        multiplier: f32,
-        rows: usize,
-        x: &mut Tensor,
-        residual: &mut Tensor,
-    ) -> Result<()> {
+    fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
         self.all_reduce(rows, x)?;
         let sums = residual.rows_mut(rows).iter_mut().zip(x.rows(rows));
         sums.for_each(|(residual, x)| *residual += multiplier * x);

@@ -1,8 +1,9 @@
 //! InternLM v1 (`modeling_internlm.py`): LLaMA's shape with biases on all of attention.
 
 use super::config::Config;
-use super::llama::{self, Biases, DEFAULTS};
-use super::{Family, Reading};
+use super::llama::{self, CLASS};
+use super::positions::{MAX_BASE, MIN_BASE};
+use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
 use crate::model::spec::{Positions, RopeScaling};
 
@@ -11,9 +12,11 @@ pub(super) const INTERNLM: Family = Family {
     architectures: &["InternLMForCausalLM"],
     model_types: &["internlm"],
     read: |config| {
-        let attention = llama::bias(config.flag("bias")?.unwrap_or(true));
-        let biases = Biases { qkv: attention, out: attention, ..Biases::NONE };
-        let mut reading = llama::read("internlm", config, biases, &DEFAULTS)?;
+        let bias = shape::bias(config.flag("bias")?.unwrap_or(true));
+        let mut reading = llama::read("internlm", config, &CLASS, |attention| {
+            attention.qkv_bias = bias;
+            attention.out_bias = bias;
+        })?;
         read_rotary(config, &mut reading)?;
         Ok(reading)
     },
@@ -26,12 +29,11 @@ fn read_rotary(config: &Config<'_>, reading: &mut Reading) -> Result<()> {
     let Some(rotary) = config.section("rotary")? else { return Ok(()) };
     let spec = &mut reading.spec;
     let Positions::Rope(ropes) = &mut spec.positions else { return Ok(()) };
-    let Some(rope) = ropes.first_mut() else { return Ok(()) };
-    if rope.scaling != RopeScaling::Unscaled {
+    if ropes.iter().any(|rope| rope.scaling != RopeScaling::Unscaled) {
         return Err(Error::Checkpoint("the config has both rotary and rope_scaling".to_owned()));
     }
-    if let Some(base) = rotary.number("base", 1.0 + 1e-6, 1e18)? {
-        rope.base = base;
+    if let Some(base) = rotary.number("base", MIN_BASE, MAX_BASE)? {
+        ropes.iter_mut().for_each(|rope| rope.base = base);
     }
     match rotary.text("type")?.unwrap_or("dynamic") {
         "origin" => Ok(()),
@@ -65,7 +67,8 @@ mod tests {
 
     #[test]
     fn attention_has_biases_unless_told_otherwise() {
-        let attention = heads(&resolved(json!({})).spec);
+        let spec = resolved(json!({})).spec;
+        let attention = heads(&spec);
         assert_eq!(
             (attention.qkv_bias, attention.out_bias, attention.kv_heads),
             (Bias::Present, Bias::Present, 4)

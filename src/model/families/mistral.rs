@@ -1,26 +1,18 @@
 //! Mistral (`modeling_mistral.py`): LLaMA's shape with a sliding window in v0.1 and a head width of its own in Nemo.
 
-use super::Family;
-use super::llama::{self, Biases, DEFAULTS, Defaults};
-use crate::model::spec::{Mask, limits};
+use super::llama::{self, CLASS, Class};
+use super::{Family, shape};
 
 /// Mistral.
 pub(super) const MISTRAL: Family = Family {
     architectures: &["MistralForCausalLM"],
     model_types: &["mistral"],
     read: |config| {
-        let defaults = Defaults { kv_heads: Some(8), max_positions: 131_072, ..DEFAULTS };
-        let mut reading = llama::read("mistral", config, Biases::NONE, &defaults)?;
-        // An absent key means the class's default, `null` means no window.
-        let window = match config.count("sliding_window", limits::POSITIONS)? {
-            None if !config.mentions("sliding_window") => Some(4096),
-            window => window,
-        };
+        let class = Class { kv_heads: Some(8), max_positions: 131_072, ..CLASS };
+        let mut reading = llama::read("mistral", config, &class, |_| ())?;
         let spec = &mut reading.spec;
-        let sliding = window.map_or(Mask::Causal, |window| llama::windowed(window, spec.max_positions));
-        let layers = spec.layers();
-        let listed = llama::listed_masks(config, layers, sliding)?;
-        llama::set_masks(spec, listed.unwrap_or_else(|| vec![sliding; layers]));
+        let sliding = shape::windowed(shape::window(config, Some(4096))?, spec.max_positions);
+        shape::slide(config, &mut spec.layers, sliding, |_| true)?;
         Ok(reading)
     },
 };

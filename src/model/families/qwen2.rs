@@ -1,41 +1,32 @@
 //! Qwen 2 and 2.5 (`modeling_qwen2.py`): LLaMA's shape with biases on queries, keys and values.
 
-use super::llama::{self, Biases, DEFAULTS, Defaults};
-use super::{Family, Reading};
+use super::config::Config;
+use super::llama::{self, CLASS, Class};
+use super::{Family, shape};
 use crate::error::Result;
-use crate::model::families::config::Config;
-use crate::model::spec::{Bias, Mask, limits};
+use crate::model::spec::{Bias, DecoderSpec, limits};
 
 /// Qwen 2.
 pub(super) const QWEN2: Family = Family {
     architectures: &["Qwen2ForCausalLM"],
     model_types: &["qwen2"],
     read: |config| {
-        let defaults = Defaults { kv_heads: Some(32), max_positions: 32_768, ..DEFAULTS };
-        let biases = Biases { qkv: Bias::Present, ..Biases::NONE };
-        let mut reading = llama::read("qwen2", config, biases, &defaults)?;
-        let masks = masks(config, &reading)?;
-        llama::set_masks(&mut reading.spec, masks);
+        let class = Class { kv_heads: Some(32), max_positions: 32_768, ..CLASS };
+        let mut reading =
+            llama::read("qwen2", config, &class, |attention| attention.qkv_bias = Bias::Present)?;
+        read_windows(config, &mut reading.spec)?;
         Ok(reading)
     },
 };
 
 /// Windows act only where `use_sliding_window` says so, on the layers that `layer_types` lists or, in older files, on
 /// those from `max_window_layers` on.
-fn masks(config: &Config<'_>, reading: &Reading) -> Result<Vec<Mask>> {
-    let layers = reading.spec.layers();
+pub(super) fn read_windows(config: &Config<'_>, spec: &mut DecoderSpec) -> Result<()> {
     let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    let window = match config.count("sliding_window", limits::POSITIONS)? {
-        _ if !used => None,
-        None if !config.mentions("sliding_window") => Some(4096),
-        window => window,
-    };
-    let sliding = window.map_or(Mask::Causal, |window| llama::windowed(window, reading.spec.max_positions));
-    if let Some(masks) = llama::listed_masks(config, layers, sliding)? {
-        return Ok(masks);
-    }
+    let window = shape::window(config, Some(4096))?.filter(|_| used);
     let first = config.index("max_window_layers", limits::LAYERS)?.unwrap_or(28);
-    Ok((0..layers).map(|layer| if layer < first { Mask::Causal } else { sliding }).collect())
+    let sliding = shape::windowed(window, spec.max_positions);
+    shape::slide(config, &mut spec.layers, sliding, |layer| layer >= first)
 }
 
 #[cfg(test)]

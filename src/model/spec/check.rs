@@ -104,7 +104,9 @@ fn check_positions(spec: &DecoderSpec) -> Result<()> {
             let mut regimes = ropes.iter().map(|rope| PositionRegime::of_scaling(&rope.scaling));
             let regime = PositionRegime::of(&spec.positions);
             match regimes.find(|other| *other != PositionRegime::Fixed && *other != regime) {
-                Some(other) => wrong(format!("rotary embeddings that depend on lengths by {regime:?} and {other:?}")),
+                Some(other) => {
+                    wrong(format!("rotary embeddings that depend on lengths by {regime:?} and {other:?}"))
+                }
                 None => Ok(()),
             }
         }
@@ -158,7 +160,9 @@ fn check_layer(layer: &Layer, n_ropes: usize) -> Result<()> {
 
 fn check_activation(activation: Activation, gated: bool) -> Result<()> {
     match activation {
-        Activation::ClampedSwiglu { .. } if !gated => wrong("a clamped gate in an MLP without gates".to_owned()),
+        Activation::ClampedSwiglu { .. } if !gated => {
+            wrong("a clamped gate in an MLP without gates".to_owned())
+        }
         Activation::ClampedSwiglu { limit } => multiplier("bound of the gates", limit),
         Activation::Silu | Activation::GeluTanh | Activation::Gelu => Ok(()),
     }

@@ -92,7 +92,10 @@ fn every_axis_counts_its_tensors() {
     assert_eq!(grown(|spec| spec.positions = Positions::Learned), 64 * 8);
     assert_eq!(grown(|spec| spec.block = Block::SerialPostNorms), 2 * 2 * 8);
     assert_eq!(grown(|spec| spec.block = Block::ParallelOneNorm), -2 * 8);
-    assert_eq!(grown(|spec| heads(spec).qk_norm = Some(HeadNorm::Shared(Norm::Rms { eps: 1e-6 }))), 2 * 2 * 4);
+    assert_eq!(
+        grown(|spec| heads(spec).qk_norm = Some(HeadNorm::Shared(Norm::Rms { eps: 1e-6 }))),
+        2 * 2 * 4
+    );
     assert_eq!(
         grown(|spec| heads(spec).qk_norm = Some(HeadNorm::PerHead(Norm::Rms { eps: 1e-6 }))),
         2 * (4 + 2) * 4
@@ -100,7 +103,8 @@ fn every_axis_counts_its_tensors() {
     assert_eq!(grown(|spec| heads(spec).sinks = Sinks::Present), 2 * 4);
     assert_eq!(grown(|spec| heads(spec).qkv_bias = Bias::Present), 2 * (4 + 2 * 2) * 4);
     let plain_mlp = Mlp::Plain { activation: Activation::Gelu, width: 12, bias: Bias::Present };
-    let with_plain = |mlp| DecoderSpec { layers: vec![Layer { mlp, ..tiny().layers[0].clone() }; 2], ..tiny() };
+    let with_plain =
+        |mlp| DecoderSpec { layers: vec![Layer { mlp, ..tiny().layers[0].clone() }; 2], ..tiny() };
     assert_eq!(with_plain(plain_mlp).n_parameters() + 2 * 12 * 8, plain + 2 * (12 + 8));
     let in_latent = 6 * 8 + 6 + 4 * 7 * 6 + 9 * 8 + 5 + 4 * 3 * 5 + 4 * 2 * 5 + 8 * 4 * 2;
     let in_heads = 16 * 8 + 2 * 8 * 8 + 8 * 16;
@@ -120,7 +124,8 @@ fn the_largest_sizes_do_not_overflow() {
     spec.hidden = limits::HIDDEN;
     spec.max_positions = limits::POSITIONS;
     let kv_heads = limits::HEADS;
-    let largest = HeadAttention { heads: kv_heads, kv_heads, head_dim: limits::HEAD_DIM, ..*heads(&mut spec) };
+    let largest =
+        HeadAttention { heads: kv_heads, kv_heads, head_dim: limits::HEAD_DIM, ..*heads(&mut spec) };
     spec.attention = Attention::Heads(largest);
     let mlp = Mlp::Gated { activation: Activation::Silu, width: limits::WIDTH, bias: Bias::Present };
     spec.layers = vec![Layer { mask: Mask::Causal, rope: 0, mlp }; limits::LAYERS];

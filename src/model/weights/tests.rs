@@ -1,6 +1,7 @@
 use super::*;
 use crate::model::families::{Resolved, resolve};
-use crate::model::spec::Mlp;
+use crate::model::names::MlpRole;
+use crate::model::runs::Runs;
 use serde_json::{Value, json};
 
 fn model(change: Value) -> Resolved {
@@ -67,7 +68,7 @@ fn a_role_outside_the_spec_is_a_fault_of_ours() {
     let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
     let error = weights.part(Role::Layer(0, LayerRole::OutputBias), Shard::WHOLE).unwrap_err();
     assert!(matches!(error, Error::Bug(_)), "{error}");
-    assert!(weights.part(Role::Layer(2, LayerRole::Gate), Shard::WHOLE).is_err());
+    assert!(weights.part(Role::Layer(2, LayerRole::Mlp(MlpRole::Gate)), Shard::WHOLE).is_err());
 }
 
 /// The parts of all ranks, put together, are the tensor: once, or `copies` times where KV heads are copied.
@@ -75,7 +76,7 @@ fn a_role_outside_the_spec_is_a_fault_of_ours() {
 fn parts_put_together_are_the_tensor() {
     let model = model(json!({}));
     let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
-    let kv_heads = model.spec.attention.kv_heads;
+    let kv_heads = model.spec.attention.kv_heads();
     for world in [1, 2, 4] {
         for role in roles(&model.spec) {
             let shape = role.shape(&model.spec);
@@ -83,12 +84,12 @@ fn parts_put_together_are_the_tensor() {
             let mut seen = vec![0; shape[0] * columns];
             for rank in 0..world {
                 let part = weights.part(role, Shard { rank, world }).unwrap();
-                assert!(part.rows.end <= shape[0] && part.columns.end <= columns);
-                for row in part.rows {
-                    seen[row * columns..][part.columns.clone()].iter_mut().for_each(|n| *n += 1);
+                part.check().unwrap();
+                for row in part.rows.iter() {
+                    part.columns.iter().for_each(|column| seen[part.number(row, column)] += 1);
                 }
             }
-            let expected = match role.cut() {
+            let expected = match role.cut(&model.spec) {
                 Cut::Whole => world,
                 Cut::KvHeadRows => (world / kv_heads).max(1),
                 _ => 1,
@@ -102,14 +103,14 @@ fn parts_put_together_are_the_tensor() {
 fn a_rank_s_output_columns_are_its_query_rows() {
     let model = model(json!({}));
     let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
-    let Mlp::Gated { width, .. } = model.spec.mlp;
+    let width = model.spec.layers[1].mlp.width();
     for rank in 0..4 {
         let shard = Shard { rank, world: 4 };
         let part = |role| weights.part(Role::Layer(1, role), shard).unwrap();
         assert_eq!(part(LayerRole::Query).rows, part(LayerRole::Output).columns);
         assert_eq!(part(LayerRole::QueryBias).rows, part(LayerRole::Query).rows);
-        assert_eq!(part(LayerRole::Up).rows, part(LayerRole::Down).columns);
-        assert_eq!(part(LayerRole::Up).rows.len(), width / 4);
-        assert_eq!(part(LayerRole::DownBias).rows, 0..8);
+        assert_eq!(part(LayerRole::Mlp(MlpRole::Up)).rows, part(LayerRole::Mlp(MlpRole::Down)).columns);
+        assert_eq!(part(LayerRole::Mlp(MlpRole::Up)).rows.len(), width / 4);
+        assert_eq!(part(LayerRole::Mlp(MlpRole::DownBias)).rows, Runs::range(0..8));
     }
 }

@@ -3,7 +3,9 @@ use serde_json::{Value, json};
 use crate::model::families::tests::heads;
 use crate::model::families::{Resolved, resolve};
 use crate::model::names::Role;
-use crate::model::spec::{Activation, Bias, Head, Layer, Mask, Mlp, Norm, Positions, RampBounds, Rope, RopeScaling};
+use crate::model::spec::{
+    Activation, Bias, Head, Layer, Mask, Mlp, Norm, Positions, RampBounds, Rope, RopeScaling,
+};
 
 fn config(change: Value) -> Value {
     let mut config = json!({
@@ -36,7 +38,10 @@ fn absent_keys_are_those_of_the_class() {
     let mlp = Mlp::Gated { activation: Activation::Silu, width: 64, bias: Bias::Absent };
     assert_eq!(spec.layers, vec![Layer { mask: Mask::Causal, rope: 0, mlp }; 2]);
     assert_eq!(spec.norm, Norm::Rms { eps: 1e-6 });
-    assert_eq!(spec.positions, Positions::Rope(vec![Rope { base: 1e4, width: 8, scaling: RopeScaling::Unscaled }]));
+    assert_eq!(
+        spec.positions,
+        Positions::Rope(vec![Rope { base: 1e4, width: 8, scaling: RopeScaling::Unscaled }])
+    );
     assert_eq!((spec.max_positions, spec.vocab, spec.head), (2048, 100, Head::Untied));
     assert_eq!((dtype, notes.len()), (None, 0));
 }
@@ -149,7 +154,7 @@ fn what_makes_no_model_is_refused_in_a_sentence() {
         (json!({"head_dim": 7}), "turn 7 numbers of a head of 7"),
         (json!({"rms_norm_eps": -1e-6}), "rms_norm_eps is -1e-6"),
         (json!({"attention_bias": "no"}), "attention_bias is \"no\", not true or false"),
-        (json!({"hidden_act": "gelu"}), "the activation gelu is not served"),
+        (json!({"hidden_act": "relu"}), "the activation relu is not served"),
         (json!({"rope_theta": 0}), "rope_theta is 0"),
         (json!({"rope_scaling": {"factor": 2}}), "rope scaling has a factor but no type"),
         (json!({"rope_scaling": [2]}), "rope_scaling is a list of 1, not an object"),
@@ -173,7 +178,7 @@ fn what_makes_no_model_is_refused_in_a_sentence() {
         (json!({"quantization_config": {"quant_method": "gptq"}}), "quantized (gptq)"),
         (
             json!({"architectures": ["LlamaForTokenClassification"], "model_type": "llama"}),
-            "is not served; these are",
+            "is not served; the model types that are: llama, ",
         ),
         (json!({"architectures": [], "model_type": "gpt5"}), "the model type gpt5 is not served"),
         (json!({"architectures": null}), "neither architectures nor model_type"),
@@ -189,23 +194,4 @@ fn what_makes_no_model_is_refused_in_a_sentence() {
 fn the_model_type_decides_where_no_architecture_is_named() {
     let by_type = resolved(json!({"architectures": [], "model_type": "internlm"}));
     assert_eq!(by_type.spec.family, "internlm");
-}
-
-/// Totals as published, or as the shapes of the published sizes give.
-#[test]
-fn published_sizes_have_their_published_parameters() {
-    let sizes = |hidden, layers, heads, kv_heads, width, vocab, tied| {
-        resolved(json!({
-            "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads, "intermediate_size": width, "vocab_size": vocab,
-            "tie_word_embeddings": tied
-        }))
-        .spec
-    };
-    let llama31 = sizes(4096, 32, 32, 8, 14336, 128_256, false);
-    assert_eq!((llama31.n_parameters(), llama31.kv_elements_per_token() * 2), (8_030_261_248, 131_072));
-    let llama32 = sizes(2048, 16, 32, 8, 8192, 128_256, true);
-    assert_eq!((llama32.n_parameters(), llama32.kv_elements_per_token() * 2), (1_235_814_400, 32_768));
-    assert_eq!(sizes(16384, 126, 128, 8, 53248, 128_256, false).n_parameters(), 405_853_388_800);
-    assert_eq!(sizes(7168, 60, 56, 8, 20480, 64_000, false).n_parameters(), 34_388_917_248);
 }

@@ -1,0 +1,111 @@
+//! Gemma 2 and the text models of Gemma 3 (`modeling_gemma2.py`, `modeling_gemma3.py`): norms before and after each
+//! branch, an embedding scaled by the root of its width, windows on most layers. Gemma 2 caps scores and logits; Gemma 3
+//! norms each head's query and key, and has a rotary embedding of its own on the layers with windows.
+
+use super::config::Config;
+use super::llama::{self, CLASS, Class};
+use super::positions::{Rotary, Wanted, rope};
+use super::{Family, Reading, shape};
+use crate::error::Result;
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, Names, Role};
+use crate::model::spec::{Block, DecoderSpec, HeadNorm, Norm, Positions, limits};
+
+/// Gemma 2.
+pub(super) const GEMMA2: Family = Family {
+    architectures: &["Gemma2ForCausalLM"],
+    model_types: &["gemma2"],
+    read: |config| {
+        let class = Class { max_positions: 8192, ..GEMMA };
+        read("gemma2", config, &class, [Some(50.0), Some(30.0)], None, 2)
+    },
+};
+
+/// Gemma 3.
+pub(super) const GEMMA3: Family = Family {
+    architectures: &["Gemma3ForCausalLM"],
+    model_types: &["gemma3_text"],
+    read: |config| {
+        config.only("use_bidirectional_attention", false)?;
+        let class = Class { max_positions: 131_072, rope_base: 1e6, rotary: rotary_by_layer, ..GEMMA };
+        let eps = shape::eps(config, class.eps_key, class.eps)?;
+        let period = config.count("sliding_window_pattern", limits::LAYERS)?.unwrap_or(6);
+        read("gemma3", config, &class, [None, None], Some(HeadNorm::Shared(one_plus(eps))), period)
+    },
+};
+
+/// What both classes say.
+const GEMMA: Class = Class {
+    head_dim: Some(256),
+    kv_heads: Some(4),
+    norm: one_plus,
+    activation_key: "hidden_activation",
+    activation: "gelu_pytorch_tanh",
+    tied: true,
+    ..CLASS
+};
+
+fn one_plus(eps: f32) -> Norm {
+    Norm::RmsOnePlus { eps }
+}
+
+/// Reads either, with the caps of scores and logits where the file is silent. Every `period`th layer sees the whole past,
+/// where no list says otherwise.
+fn read(
+    family: &'static str,
+    config: &Config<'_>,
+    class: &Class,
+    [score_cap, logit_cap]: [Option<f64>; 2],
+    qk_norm: Option<HeadNorm>,
+    period: usize,
+) -> Result<Reading> {
+    let bias = shape::bias(config.flag("attention_bias")?.unwrap_or(false));
+    let softcap = shape::softcap(config, "attn_logit_softcapping", score_cap)?;
+    let scalar = config.number("query_pre_attn_scalar", 1e-6, 1e9)?.unwrap_or(256.0);
+    let mut reading = llama::read(family, config, class, |attention| {
+        attention.qkv_bias = bias;
+        attention.out_bias = bias;
+        attention.softcap = softcap;
+        attention.scale = scalar.powf(-0.5) as f32;
+        attention.qk_norm = qk_norm;
+    })?;
+    let spec = &mut reading.spec;
+    spec.block = Block::SerialPostNorms;
+    spec.embedding.multiplier = (spec.hidden as f64).sqrt() as f32;
+    spec.logits.softcap = shape::softcap(config, "final_logit_softcapping", logit_cap)?;
+    let window = shape::windowed(shape::window(config, Some(4096))?, spec.max_positions);
+    // Of one embedding for all layers, or of two.
+    let local_rope = match &spec.positions {
+        Positions::Rope(ropes) => ropes.len().saturating_sub(1),
+        _ => 0,
+    };
+    let sliding = shape::sliding(config, spec.layers(), |layer| (layer + 1) % period != 0)?;
+    for (layer, _) in spec.layers.iter_mut().zip(sliding).filter(|(_, slides)| *slides) {
+        layer.mask = window;
+        layer.rope = local_rope;
+    }
+    Ok(Reading { names: NAMES, ..reading })
+}
+
+/// The embeddings of global layers and of local ones. The file's number of positions is the stretched one already.
+fn rotary_by_layer(config: &Config<'_>, wanted: &Wanted) -> Result<Rotary> {
+    let (global, local) = match config.section("rope_parameters")? {
+        Some(parameters) => (parameters.section("full_attention")?, parameters.section("sliding_attention")?),
+        None => (config.section("rope_scaling")?, None),
+    };
+    let (global, _) = rope(config, global.as_ref(), "rope_theta", wanted)?;
+    let (local, _) = rope(config, local.as_ref(), "rope_local_base_freq", &Wanted { base: 1e4, ..*wanted })?;
+    Ok(Rotary { ropes: vec![global, local], max_positions: wanted.max_positions, notes: Vec::new() })
+}
+
+const NAMES: Names = Names { place, ..llama::NAMES };
+
+fn place(spec: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(_, part) = role else { return llama::place(spec, role) };
+    match part {
+        LayerRole::AttentionPostNorm => Place::of(&["model.layers.{layer}.post_attention_layernorm.weight"]),
+        LayerRole::MlpNorm => Place::of(&["model.layers.{layer}.pre_feedforward_layernorm.weight"]),
+        LayerRole::MlpPostNorm => Place::of(&["model.layers.{layer}.post_feedforward_layernorm.weight"]),
+        _ => llama::place(spec, role),
+    }
+}
