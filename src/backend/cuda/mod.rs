@@ -27,6 +27,8 @@ use std::cell::OnceCell;
 use std::convert::Infallible;
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::step::{StepInput, StepOutput};
 use super::{
     Backend, ExpertParts, Heads, KvRows, LinearPart, LogitRows, Product, Scores, StepShape, Tuned, Turn,
@@ -100,6 +102,14 @@ impl Cuda {
         let n_bytes = n_bytes
             .ok_or_else(|| Error::Exhausted(format!("{rows} rows of {width} numbers exceed 64 bits")))?;
         Ok(Tensor::new(self.device.alloc(n_bytes)?, rows, width, numbers))
+    }
+
+    /// What a number becomes among activations.
+    fn rounded(&self, number: f32) -> f32 {
+        match self.dtype {
+            DType::F16 => f16::from_f32(number).to_f32(),
+            DType::BF16 | DType::F32 => bf16::from_f32(number).to_f32(),
+        }
     }
 
     /// The GPU's name.
@@ -278,6 +288,8 @@ impl Backend for Cuda {
 
     fn embed(&self, table: &Weight, multiplier: f32, step: &Step, out: &mut Tensor) -> Result<()> {
         let rows = Taken::of(table, step.tokens(), step.n_tokens());
+        // Gemma's published code rounds it to the dtype of the activations.
+        let multiplier = self.rounded(multiplier);
         self.take_rows(&Taken { multiplier, ..rows }, out)
     }
 
@@ -367,7 +379,7 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let (angles, half) = turn.rope.map_or(Ok((std::ptr::null(), 0)), |rope| step.angles(rope))?;
         let (kind, eps) = turn.norms.map_or((ffi::KV_RMS, 0.0), |(query, _)| norm::kind_code(query.kind));
-        let no_norm = ffi::HeadNorm { weight: std::ptr::null(), bias: std::ptr::null(), head_stride: 0 };
+        let no_norm = ffi::HeadNorm { weight: std::ptr::null(), head_stride: 0 };
         let params = ffi::RopeStore {
             qkv: qkv.ptr(),
             stride: qkv.stride as i64,
