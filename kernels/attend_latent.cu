@@ -444,10 +444,10 @@ int max_parts() {
   return parts;
 }
 
-bool has_own_kernel(int kv_rank, int rope_dim) {
+bool has_own_kernel(int row_width) {
   static const bool able = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 &&
                            device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kSharedBytes;
-  return able && kv_rank == kRank && rope_dim == kRope;
+  return able && row_width == kDim;
 }
 
 int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -480,20 +480,16 @@ int launch_any(const kv_attend_latent_params &p, kv_stream stream) {
 
 extern "C" {
 
-int32_t kv_plan_latent_ints(void) {
-  return static_cast<int32_t>(kv::max_parts() * sizeof(kv::Part) / sizeof(int32_t));
-}
-
-int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t kv_rank, int32_t rope_dim) {
+int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t row_width) {
   using namespace kv;
-  if (!has_own_kernel(kv_rank, rope_dim)) return 0;
+  if (!has_own_kernel(row_width)) return 0;
   return sums_bytes() + states_bytes() +
          static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) * static_cast<int64_t>(sizeof(int2));
 }
 
 int kv_plan_latent(const kv_plan_latent_params *params, kv_stream stream) {
   using namespace kv;
-  if (!has_own_kernel(params->kv_rank, params->rope_dim)) return static_cast<int>(cudaSuccess);
+  if (!has_own_kernel(params->row_width)) return static_cast<int>(cudaSuccess);
   const int bytes = params->max_rows * static_cast<int>(sizeof(int32_t));
   const cudaError_t error = cudaFuncSetAttribute(plan_decode, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return static_cast<int>(error);
@@ -511,7 +507,7 @@ int kv_attend_latent(const kv_attend_latent_params *params, kv_stream stream) {
   using namespace kv;
   const auto &p = *params;
   if (p.max_rows == 0) return static_cast<int>(cudaSuccess);
-  if (!has_own_kernel(p.kv_rank, p.rope_dim)) {
+  if (!has_own_kernel(p.kv_rank + p.rope_dim) || p.kv_rank != kRank) {
     return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_any<T>(p, stream); });
   }
   LatentArgs args = {};

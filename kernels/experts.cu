@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kAnyWarps *kWarp) grouped_any(const __grid_con
         if (p.gate) {
           const float up =
               sums[(j + kTiles / 2) % kTiles][i] + (bias != nullptr ? to_float(bias[out_columns + column]) : 0.f);
-          y = gated(y, up, p.activation, p.limit);
+          y = gated(p.activation, p.limit, y, up);
         }
         out[column] = from_float<T>(y);
       }

@@ -65,15 +65,6 @@ int launch_grouped_sm90(const GroupedProduct &product, kv_stream stream);
 
 constexpr int kNarrowRows = 64, kWideRows = 128;  // Of a block.
 
-__device__ __forceinline__ float gated(float gate, float up, int activation, float limit) {
-  if (limit > 0.f) {
-    gate = fminf(gate, limit);
-    up = fminf(fmaxf(up, -limit), limit) + 1.f;
-    return gate / (1.f + exp2f(-1.702f * 1.4426950408889634f * gate)) * up;
-  }
-  return activate(activation, gate) * up;
-}
-
 // A block of rows and a tile of outputs. Tiles of a group stand together, its blocks side by side under each tile of
 // outputs, so that thread blocks that run together read the same weights.
 struct GroupedTile {

@@ -36,7 +36,7 @@ typedef struct {
   int32_t n_experts, n_chosen;
   int32_t hidden, width;
   int32_t activation;       /* of the gates */
-  float limit;              /* above 0: GPT-OSS's clamped gate instead, see model::spec::Activation::ClampedSwiglu */
+  float limit;              /* of KV_CLAMPED_SWIGLU */
   const void *x;            /* [rows][x_stride], zeros from hidden to a multiple of 8 */
   int64_t x_stride;
   void *out;                /* [rows][out_stride] */

@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
             const float gate = sums[4 * j + half * 2 + e] + bias_at(bias, column + e, out_columns);
             const float up = sums[4 * (j + kHalf / 8) + half * 2 + e] +
                              bias_at(bias == nullptr ? nullptr : bias + out_columns, column + e, out_columns);
-            y[e] = gated(gate, up, p.activation, p.limit);
+            y[e] = gated(p.activation, p.limit, gate, up);
           }
           store_pair(out, column, out_columns, y[0], y[1]);
         }

@@ -61,16 +61,23 @@ typedef struct {
   const int32_t *n_rows;
   int32_t max_rows;
   int32_t window;
-  int32_t heads, kv_rank, rope_dim;
-  int32_t *plan;           /* [kv_plan_latent_ints()] */
+  int32_t heads;
+  int32_t row_width;       /* kv_rank + rope_dim */
+  int32_t *plan;           /* [kv_plan_decode_ints(max_rows)] */
 } kv_plan_latent_params;
 
-int32_t kv_plan_latent_ints(void);
-int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t kv_rank, int32_t rope_dim);
+int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t row_width);
 /* How the rows' keys are cut among blocks; once a step for each window. */
 int kv_plan_latent(const kv_plan_latent_params *params, kv_stream stream);
 /* Rows, slots and plan must be older than the kernel queued just before. */
 int kv_attend_latent(const kv_attend_latent_params *params, kv_stream stream);
+
+/* ---- attend_latent_prefill.cu: runs of queries ---- */
+
+/* As kv_attend_prefill, with one KV head of head_dim = kv_rank + rope_dim whose keys are the cached rows and whose values
+ * are their first kv_rank numbers; `out` has kv_rank numbers for each head. Of the scores' fields scale and window count;
+ * cache.values is not read. */
+int kv_attend_latent_prefill(const kv_attend_prefill_params *params, int32_t kv_rank, kv_stream stream);
 
 /* ---- linear_heads.cu ---- */
 
