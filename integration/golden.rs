@@ -148,6 +148,7 @@ goldens! {
     yi: "yi" on [1, 2, 4, 8];
     yi_with_its_first_names: "yi-ln" on [1, 2, 4];
     qwen: "qwen" on [1, 2, 4];
+    qwen_of_the_first_revision: "qwen-first" on [1, 2, 4];
     qwen2_tied_with_windows_switched_off: "qwen2" on [1, 2, 4];
     qwen2_with_windows_on_some_layers: "qwen2-window" on [1, 2, 4];
     qwen3: "qwen3" on [1, 2, 4];
