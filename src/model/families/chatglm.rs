@@ -113,3 +113,32 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => Place::nowhere(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, refusal_of, spec_of};
+    use crate::model::spec::Bias;
+
+    #[test]
+    fn half_of_each_head_turns() {
+        let spec = spec_of("ChatGLMModel", json!({"add_bias_linear": false}));
+        let rope = &spec.ropes()[0];
+        assert_eq!((rope.width, rope.base, spec.max_positions), (4, 2e4, 128));
+        let attention = heads(&spec);
+        assert_eq!((attention.kv_heads, attention.qkv_bias, attention.out_bias), (2, Bias::Present, Bias::Absent));
+    }
+
+    #[test]
+    fn other_models_of_the_name_are_refused() {
+        for change in [json!({"multi_query_attention": null}), json!({"padded_vocab_size": null, "vocab_size": 100})] {
+            let refusal = refusal_of("ChatGLMModel", change);
+            assert!(refusal.contains("padded_vocab_size"), "{refusal}");
+        }
+        for (key, value) in [("rmsnorm", false), ("post_layer_norm", false), ("original_rope", false)] {
+            let refusal = refusal_of("ChatGLMModel", json!({key: value}));
+            assert!(refusal.contains(key), "{refusal}");
+        }
+    }
+}

@@ -109,3 +109,56 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, masks, refusal_of, spec_of};
+    use crate::model::spec::{Block, HeadNorm, Mask, Norm, RopeScaling};
+
+    #[test]
+    fn gemma_2() {
+        let spec = spec_of("Gemma2ForCausalLM", json!({}));
+        let window = Mask::Window { window: 8 };
+        assert_eq!(masks(&spec), [window, Mask::Causal, window]);
+        assert_eq!((spec.block, spec.norm), (Block::SerialPostNorms, Norm::RmsOnePlus { eps: 1e-6 }));
+        assert_eq!((spec.embedding.multiplier, heads(&spec).scale), (32f32.sqrt(), 24f32.powf(-0.5)));
+        assert_eq!((heads(&spec).softcap, spec.logits.softcap), (Some(50.0), Some(30.0)));
+        // Absent is the class's value, null is none.
+        let bare = spec_of("Gemma2ForCausalLM", json!({"attn_logit_softcapping": null, "final_logit_softcapping": 0}));
+        assert_eq!((heads(&bare).softcap, bare.logits.softcap), (None, None));
+    }
+
+    #[test]
+    fn gemma_3_in_both_dialects() {
+        let spec = spec_of("Gemma3ForCausalLM", json!({}));
+        let (global, local) = (&spec.ropes()[0], &spec.ropes()[1]);
+        assert_eq!((global.base, &global.scaling), (1e6, &RopeScaling::Linear { factor: 8.0 }));
+        assert_eq!((local.base, &local.scaling), (1e4, &RopeScaling::Unscaled));
+        let kinds: Vec<_> = spec.layers.iter().map(|layer| (layer.mask == Mask::Causal, layer.rope)).collect();
+        let (windowed, whole) = ((false, 1), (true, 0));
+        assert_eq!(kinds, [windowed, windowed, windowed, windowed, windowed, whole, windowed]);
+        assert_eq!(heads(&spec).qk_norm, Some(HeadNorm::Shared(Norm::RmsOnePlus { eps: 1e-6 })));
+        // The file's length is the stretched one.
+        assert_eq!((spec.max_positions, heads(&spec).softcap), (131_072, None));
+        let new = json!({
+            "rope_scaling": null, "rope_theta": null, "rope_local_base_freq": null, "sliding_window_pattern": null,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}
+            },
+            "layer_types": [
+                "sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention",
+                "sliding_attention", "full_attention", "sliding_attention"
+            ]
+        });
+        assert_eq!(spec_of("Gemma3ForCausalLM", new), spec);
+    }
+
+    #[test]
+    fn what_is_no_text_decoder_is_refused() {
+        let refusal = refusal_of("Gemma3ForCausalLM", json!({"use_bidirectional_attention": true}));
+        assert!(refusal.contains("use_bidirectional_attention"), "{refusal}");
+    }
+}

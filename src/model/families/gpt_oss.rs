@@ -80,3 +80,38 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, masks, refusal_of, spec_of};
+    use crate::model::spec::{Activation, Bias, Mask, Mlp, RampBounds, RopeScaling, Router, Sinks};
+
+    #[test]
+    fn sinks_windows_and_clamped_experts() {
+        let spec = spec_of("GptOssForCausalLM", json!({}));
+        let window = Mask::Window { window: 8 };
+        assert_eq!(masks(&spec), [window, Mask::Causal, window]);
+        let attention = heads(&spec);
+        assert_eq!((attention.sinks, attention.out_bias), (Sinks::Present, Bias::Present));
+        let Mlp::Experts(experts) = spec.layers[0].mlp else { panic!("{spec:?}") };
+        assert_eq!((experts.router, experts.bias), (Router::SoftmaxOfChosen, Bias::Present));
+        assert_eq!(experts.activation, Activation::ClampedSwiglu { limit: 7.0 });
+        let exact = |scaling: &RopeScaling| {
+            matches!(scaling, RopeScaling::Yarn { ramp_bounds: RampBounds::Exact, original: 64, .. })
+        };
+        assert!(exact(&spec.ropes()[0].scaling), "{spec:?}");
+        assert_eq!(spec.max_positions, 2048);
+    }
+
+    #[test]
+    fn four_bit_experts_are_refused() {
+        let refusal = refusal_of("GptOssForCausalLM", json!({"quantization_config": {"quant_method": "mxfp4"}}));
+        assert!(refusal.contains("quantized (mxfp4)"), "{refusal}");
+        let mut silent = crate::model::families::tests::config_of("GptOssForCausalLM", json!({}));
+        silent.as_object_mut().unwrap().remove("rope_scaling");
+        let refusal = crate::model::families::resolve(&silent).unwrap_err().to_string();
+        assert!(refusal.contains("the config has no rope_scaling"), "{refusal}");
+    }
+}
