@@ -4,8 +4,12 @@
 //! (rows of padding, slots of nobody) holds NaN; what it may not write is compared afterwards.
 
 mod attention;
+mod norms;
+mod products;
 mod rows;
 mod sampling;
+mod streams;
+mod turns;
 
 use super::random::philox;
 use super::step::{Feed, LaneStart, Row, SamplingParams, StepInput};
@@ -44,8 +48,14 @@ macro_rules! conformance {
                 rows: embed_takes_the_ranks_rows_only, norm_has_unit_mean_square, linear_is_a_matrix_product,
                     linear_reads_a_rectangle_of_what_is_stored, linear_add_adds, linear_gate_multiplies,
                     select_copies_the_wanted_rows;
+                norms: every_norm_of_every_width;
+                products: products_are_scaled, products_are_activated, every_gate, rows_of_unit_length,
+                    weights_are_read_where_they_lie;
+                streams: embeddings_are_multiplied_and_positions_added, a_branch_is_multiplied_and_added,
+                    logits_are_multiplied_and_capped;
+                turns: every_rotary_width, every_norm_of_heads, log_n_and_frequencies_by_the_prompt;
                 attention: rope_store_rotates_and_stores, attend_over_every_length, attend_over_every_shape,
-                    attend_over_ragged_rows;
+                    attend_over_ragged_rows, attend_by_every_score, attend_with_one_kv_head;
                 sampling: greedy_rows_are_independent, a_lane_feeds_what_it_sampled, targets_follow_raw_logits,
                     a_lane_forgets_what_it_held_before;
             );
@@ -204,12 +214,16 @@ const MASKS: [Mask; 4] =
 
 fn new_step<B: Backend>(backend: &B, heads: Heads) -> B::Step {
     let rope = Rope { base: ROPE_BASE, width: heads.head_dim, scaling: RopeScaling::Unscaled };
+    step_with(backend, heads, vec![Frequencies::new(&rope)])
+}
+
+fn step_with<B: Backend>(backend: &B, heads: Heads, frequencies: Vec<Frequencies>) -> B::Step {
     let shape = StepShape {
         max_tokens: 128,
         n_lanes: 8,
         max_positions: MAX_POSITIONS,
         vocab: VOCAB,
-        frequencies: vec![Frequencies::new(&rope)],
+        frequencies,
         masks: MASKS.to_vec(),
         heads,
     };

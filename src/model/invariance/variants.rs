@@ -4,7 +4,7 @@ use crate::model::spec::*;
 
 /// The axes of LLaMA, with biases and windows.
 pub fn plain() -> DecoderSpec {
-    let mlp = Mlp::Gated { activation: Activation::Silu, width: 92, bias: Bias::Present };
+    let mlp = Mlp::Gated { activation: Activation::Silu, width: 88, bias: Bias::Present };
     let layer = |mask| Layer { mask, rope: 0, mlp };
     DecoderSpec {
         family: "random",
