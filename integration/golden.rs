@@ -158,6 +158,7 @@ goldens! {
     deepseek_v3: "deepseek-v3" on [1, 2, 4];
     gemma2: "gemma2" on [1, 2, 4];
     gemma3: "gemma3" on [1, 2, 4];
+    gemma3_beside_a_vision_tower: "gemma3-wrapped" on [1, 2, 4];
     gpt_oss: "gpt-oss" on [1, 2, 4];
     phi3: "phi3" on [1, 2, 4];
     phi3_with_two_sets_of_frequencies: "phi3-longrope" on [1, 2, 4];

@@ -27,7 +27,10 @@ pub(super) fn rows(spec: &DecoderSpec) -> Vec<(&'static str, String)> {
         Attention::Latent(latent) => latent_attention(latent),
     });
     if !spec.ropes().is_empty() {
-        rows.push(("rotary", by_layer(&spec.layers, |layer| layer.rope, |&number| rope(&spec.ropes()[number]))));
+        rows.push((
+            "rotary",
+            by_layer(&spec.layers, |layer| layer.rope, |&number| rope(&spec.ropes()[number])),
+        ));
     }
     rows.push(("mask", by_layer(&spec.layers, |layer| layer.mask, |mask| mask_of(*mask))));
     rows.push(("mlp", by_layer(&spec.layers, |layer| layer.mlp, |kind| mlp(*kind))));
@@ -208,7 +211,11 @@ fn and_biases(bias: Bias) -> &'static str {
 /// A number as short as it can be told from others.
 fn number(number: f32) -> String {
     let rounded = format!("{number:.5}");
-    if rounded.contains('.') { rounded.trim_end_matches('0').trim_end_matches('.').to_owned() } else { rounded }
+    if rounded.contains('.') {
+        rounded.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        rounded
+    }
 }
 
 /// What is there, with commas.

@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn the_first_turns_and_ignores_what_tells_others_apart() {
-        let spec = spec_of("BaiChuanForCausalLM", json!({"kvshard_alibi": true, "max_position_embeddings": 512}));
+        let spec =
+            spec_of("BaiChuanForCausalLM", json!({"kvshard_alibi": true, "max_position_embeddings": 512}));
         assert_eq!((spec.ropes().len(), spec.head, spec.max_positions), (1, Head::Untied, 512));
     }
 }

@@ -102,14 +102,18 @@ mod tests {
             "num_attention_heads": 6
         });
         assert_eq!(spec_of("BloomForCausalLM", old), new);
-        assert_eq!((new.positions, new.embedding.norm, new.max_positions), (Positions::Alibi, Some(norm), 64));
+        assert_eq!(
+            (new.positions, new.embedding.norm, new.max_positions),
+            (Positions::Alibi, Some(norm), 64)
+        );
         let mlp = Mlp::Plain { activation: Activation::GeluTanh, width: 96, bias: Bias::Present };
         assert_eq!(new.layers[2].mlp, mlp);
     }
 
     #[test]
     fn residuals_of_norms_are_refused() {
-        let refusal = refusal_of("BloomForCausalLM", json!({"apply_residual_connection_post_layernorm": true}));
+        let refusal =
+            refusal_of("BloomForCausalLM", json!({"apply_residual_connection_post_layernorm": true}));
         assert!(refusal.contains("apply_residual_connection_post_layernorm is true"), "{refusal}");
     }
 }

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::model::layout::{Pairs, Place};
 use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
-    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Experts, Groups, LatentAttention, Layer, Logits, Mask,
-    Mlp, Norm, Positions, Router, limits,
+    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Experts, Groups, LatentAttention, Layer,
+    Logits, Mask, Mlp, Norm, Positions, Router, limits,
 };
 
 /// DeepSeek-V2 and V2-Lite.
@@ -197,7 +197,11 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
     let Attention::Latent(latent) = spec.attention else { return Place::nowhere() };
     let LatentAttention { heads, kv_rank, nope_dim, rope_dim, value_dim, .. } = latent;
     let up = |which| {
-        Place::of(&["model.layers.{layer}.self_attn.kv_b_proj.weight"]).block(heads, &[nope_dim, value_dim], which)
+        Place::of(&["model.layers.{layer}.self_attn.kv_b_proj.weight"]).block(
+            heads,
+            &[nope_dim, value_dim],
+            which,
+        )
     };
     use LayerRole::*;
     match part {
@@ -208,15 +212,22 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         .pairs(Pairs { head: nope_dim + rope_dim, first: nope_dim, width: rope_dim }),
         QueryDown => Place::of(&["model.layers.{layer}.self_attn.q_a_proj.weight"]),
         QueryDownNorm => Place::of(&["model.layers.{layer}.self_attn.q_a_layernorm.weight"]),
-        KvDown => Place::of(&["model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight"])
-            .pairs(Pairs { head: kv_rank + rope_dim, first: kv_rank, width: rope_dim }),
+        KvDown => Place::of(&["model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight"]).pairs(Pairs {
+            head: kv_rank + rope_dim,
+            first: kv_rank,
+            width: rope_dim,
+        }),
         KvDownNorm => Place::of(&["model.layers.{layer}.self_attn.kv_a_layernorm.weight"]),
         KeyUp => up(0),
         ValueUp => up(1),
         ChoiceBias => Place::of(&["model.layers.{layer}.mlp.gate.e_score_correction_bias"]),
-        SharedExpert(MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.shared_experts.gate_proj.weight"]),
+        SharedExpert(MlpRole::Gate) => {
+            Place::of(&["model.layers.{layer}.mlp.shared_experts.gate_proj.weight"])
+        }
         SharedExpert(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.shared_experts.up_proj.weight"]),
-        SharedExpert(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.shared_experts.down_proj.weight"]),
+        SharedExpert(MlpRole::Down) => {
+            Place::of(&["model.layers.{layer}.mlp.shared_experts.down_proj.weight"])
+        }
         _ => llama::place(spec, role),
     }
 }
@@ -225,9 +236,9 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
 mod tests {
     use serde_json::json;
 
-    use crate::model::families::tests::{config_of, refusal_of, spec_of};
     use super::*;
     use crate::model::families::resolve;
+    use crate::model::families::tests::{config_of, refusal_of, spec_of};
 
     fn latent(spec: &DecoderSpec) -> LatentAttention {
         match spec.attention {
@@ -296,7 +307,8 @@ mod tests {
             let refusal = refusal_of(name, json!({key: value}));
             assert!(refusal.contains(key), "{refusal}");
         }
-        let quantized = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}});
+        let quantized =
+            json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}});
         assert!(refusal_of("DeepseekV3ForCausalLM", quantized).contains("quantized (fp8)"));
     }
 

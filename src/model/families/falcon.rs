@@ -7,9 +7,7 @@ use super::{Family, Reading, bloom, llama, shape};
 use crate::error::Result;
 use crate::model::layout::Place;
 use crate::model::names::{LayerRole, Names, Role};
-use crate::model::spec::{
-    Attention, Bias, Block, DecoderSpec, Embedding, Logits, Mlp, Positions, limits,
-};
+use crate::model::spec::{Attention, Bias, Block, DecoderSpec, Embedding, Logits, Mlp, Positions, limits};
 
 /// Falcon, `RefinedWeb` in its first files.
 pub(super) const FALCON: Family = Family {
@@ -70,7 +68,8 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     Ok(Reading { spec, names: NAMES, notes: rotary.notes })
 }
 
-const NAMES: Names = Names { prefixes: &["transformer.", ""], place, ignores: |_, name| llama::ignores(name) };
+const NAMES: Names =
+    Names { prefixes: &["transformer.", ""], place, ignores: |_, name| llama::ignores(name) };
 
 /// BLOOM's names, and a block of rows for each KV head: its queries, its key, its value.
 fn place(spec: &DecoderSpec, role: Role) -> Place {
@@ -123,7 +122,9 @@ mod tests {
     #[test]
     fn falcon_rw_is_refused_by_its_keys() {
         let small = json!({"new_decoder_architecture": false});
-        for (key, value) in [("alibi", true), ("bias", true), ("multi_query", false), ("parallel_attn", false)] {
+        for (key, value) in
+            [("alibi", true), ("bias", true), ("multi_query", false), ("parallel_attn", false)]
+        {
             let mut change = small.clone();
             change[key] = json!(value);
             let refusal = refusal_of("FalconForCausalLM", change);

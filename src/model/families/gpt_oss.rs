@@ -34,7 +34,8 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     let spec = &mut reading.spec;
     let limit = config.number("swiglu_limit", 1e-3, 1e6)?.unwrap_or(7.0) as f32;
     let experts = Mlp::Experts(Experts {
-        n_experts: config.required_count(config.either("num_local_experts", "num_experts"), limits::EXPERTS)?,
+        n_experts: config
+            .required_count(config.either("num_local_experts", "num_experts"), limits::EXPERTS)?,
         n_chosen: config
             .required_count(config.either("num_experts_per_tok", "experts_per_token"), limits::EXPERTS)?,
         width: config.required_count("intermediate_size", limits::WIDTH)?,
@@ -107,7 +108,8 @@ mod tests {
 
     #[test]
     fn four_bit_experts_are_refused() {
-        let refusal = refusal_of("GptOssForCausalLM", json!({"quantization_config": {"quant_method": "mxfp4"}}));
+        let refusal =
+            refusal_of("GptOssForCausalLM", json!({"quantization_config": {"quant_method": "mxfp4"}}));
         assert!(refusal.contains("quantized (mxfp4)"), "{refusal}");
         let mut silent = crate::model::families::tests::config_of("GptOssForCausalLM", json!({}));
         silent.as_object_mut().unwrap().remove("rope_scaling");

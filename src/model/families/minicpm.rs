@@ -14,7 +14,8 @@ pub(super) const MINICPM: Family = Family {
     architectures: &["MiniCPMForCausalLM"],
     model_types: &["minicpm"],
     read: |config| {
-        let multiplier = |key| Ok::<f64, Error>(config.number(key, MULTIPLIERS.0, MULTIPLIERS.1)?.unwrap_or(1.0));
+        let multiplier =
+            |key| Ok::<f64, Error>(config.number(key, MULTIPLIERS.0, MULTIPLIERS.1)?.unwrap_or(1.0));
         let bias = shape::bias(config.flag("attention_bias")?.unwrap_or(false));
         // The first files leave out tie_word_embeddings, which their class then takes as true.
         let mut reading = llama::read("minicpm", config, &Class { tied: true, ..CLASS }, |attention| {

@@ -57,6 +57,7 @@ const FAMILIES: &[Family] = &[
     deepseek::DEEPSEEK_V3,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    gemma::GEMMA3_WITH_VISION,
     gpt_oss::GPT_OSS,
     phi3::PHI3,
     cohere::COHERE,
@@ -73,13 +74,7 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// Architectures close to served ones, and why they are not.
-const UNSERVED: &[(&str, &str)] = &[
-    ("Phi3SmallForCausalLM", "its attention is block-sparse"),
-    (
-        "Gemma3ForConditionalGeneration",
-        "it has a vision tower; a checkpoint of the text model alone is a Gemma3ForCausalLM",
-    ),
-];
+const UNSERVED: &[(&str, &str)] = &[("Phi3SmallForCausalLM", "its attention is block-sparse")];
 
 /// How a family is recognised and read.
 struct Family {

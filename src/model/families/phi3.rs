@@ -53,8 +53,8 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
 mod tests {
     use serde_json::json;
 
-    use crate::model::families::tests::{config_of, masks, refusal_of, spec_of};
     use crate::model::families::resolve;
+    use crate::model::families::tests::{config_of, masks, refusal_of, spec_of};
     use crate::model::spec::{Mask, RopeScaling};
 
     #[test]
@@ -86,6 +86,9 @@ mod tests {
     #[test]
     fn the_small_one_is_refused_by_name() {
         let refusal = refusal_of("Phi3ForCausalLM", json!({"architectures": ["Phi3SmallForCausalLM"]}));
-        assert_eq!(refusal, "the architecture Phi3SmallForCausalLM is not served: its attention is block-sparse");
+        assert_eq!(
+            refusal,
+            "the architecture Phi3SmallForCausalLM is not served: its attention is block-sparse"
+        );
     }
 }

@@ -32,7 +32,9 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     let bias = shape::bias(!config.flag("no_bias")?.unwrap_or(true));
     let log_n = config.flag("use_logn_attn")?.unwrap_or(true);
     if log_n && trained < 2 {
-        return Err(Error::Checkpoint(format!("the config's seq_length {trained} has no logarithm to scale by")));
+        return Err(Error::Checkpoint(format!(
+            "the config's seq_length {trained} has no logarithm to scale by"
+        )));
     }
     let attention = HeadAttention {
         qkv_bias: Bias::Present,
@@ -73,7 +75,9 @@ const NAMES: Names = Names {
     prefixes: &[""],
     place,
     // Buffers that the first revision saved.
-    ignores: |_, name| llama::ignores(name) || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
+    ignores: |_, name| {
+        llama::ignores(name) || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+    },
 };
 
 fn place(spec: &DecoderSpec, role: Role) -> Place {

@@ -69,7 +69,10 @@ mod tests {
     fn the_large_one_is_parallel_and_norms_its_heads() {
         let spec = spec_of("StableLmForCausalLM", json!({}));
         let norm = Norm::Layer { eps: 1e-5, bias: Bias::Absent };
-        assert_eq!((spec.block, heads(&spec).qk_norm), (Block::ParallelOneNorm, Some(HeadNorm::PerHead(norm))));
+        assert_eq!(
+            (spec.block, heads(&spec).qk_norm),
+            (Block::ParallelOneNorm, Some(HeadNorm::PerHead(norm)))
+        );
     }
 
     #[test]
@@ -84,7 +87,10 @@ mod tests {
         first["architectures"] = json!(["StableLMEpochForCausalLM"]);
         let spec = spec_of("StableLmForCausalLM", plain);
         assert_eq!(spec_of("StableLmForCausalLM", first), spec);
-        assert_eq!((spec.block, heads(&spec).qk_norm, heads(&spec).qkv_bias), (Block::Serial, None, Bias::Absent));
+        assert_eq!(
+            (spec.block, heads(&spec).qk_norm, heads(&spec).qkv_bias),
+            (Block::Serial, None, Bias::Absent)
+        );
         assert_eq!((spec.ropes()[0].width, spec.norm), (4, Norm::Layer { eps: 1e-5, bias: Bias::Present }));
     }
 

@@ -168,7 +168,8 @@ fn sound_configs_resolve() {
 fn every_family_has_a_tiny_file() {
     let tiny = tiny();
     for family in FAMILIES {
-        let has = |tiny: &Tiny| family.architectures.iter().any(|name| tiny.config["architectures"][0] == *name);
+        let has =
+            |tiny: &Tiny| family.architectures.iter().any(|name| tiny.config["architectures"][0] == *name);
         assert!(tiny.iter().any(has), "{:?}", family.architectures);
     }
 }
