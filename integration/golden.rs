@@ -3,6 +3,8 @@
 //! An executor returns no logits, so distributions are compared: greedy sampling that reports the whole vocabulary gives
 //! the log-softmax of a position's logits, and targets give single entries of it.
 
+use std::fs;
+
 use kvshard::backend::step::{Feed, Row, Sampled, StepInput};
 use kvshard::ids::Lane;
 use kvshard::model::Device;
@@ -12,6 +14,7 @@ use kvshard::model::families;
 use kvshard::model::plan::{MemoryPlan, PlanOptions};
 use kvshard::model::weights::Weights;
 
+use crate::support::fixture;
 use crate::support::golden::{Golden, Prompt, log_softmax, prefill, run};
 use crate::support::oracle::Oracle;
 
@@ -127,6 +130,8 @@ fn check(name: &str, worlds: &[usize]) {
 /// A test for each fixture, on each number of ranks among which its heads and neurons divide.
 macro_rules! goldens {
     ($($test:ident: $fixture:literal on $worlds:expr;)+) => {
+        const CHECKED: &[&str] = &[$($fixture),+];
+
         $(#[test]
         fn $test() {
             check($fixture, &$worlds);
@@ -183,6 +188,15 @@ goldens! {
     starcoder2: "starcoder2" on [1, 2, 4];
     falcon_7b: "falcon" on [1];
     falcon_40b: "falcon-groups" on [1, 2, 4];
+}
+
+#[test]
+fn every_fixture_is_checked() {
+    for entry in fs::read_dir(fixture("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(CHECKED.contains(&name) || !path.join("golden.json").exists(), "{name}");
+    }
 }
 
 /// The oracle of the schedules is itself right.
