@@ -173,6 +173,7 @@ goldens! {
     stablelm: "stablelm" on [1, 2, 4];
     stablelm_in_parallel: "stablelm-parallel" on [1, 2, 4];
     minicpm: "minicpm" on [1, 2, 4];
+    granite: "granite" on [1, 2, 4];
     internlm: "internlm" on [1, 2, 4];
     internlm_of_later_revisions: "internlm-rotary" on [1, 2, 4];
     baichuan_7b: "baichuan-7b" on [1, 2, 4];

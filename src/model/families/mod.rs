@@ -13,6 +13,7 @@ mod falcon;
 mod gemma;
 mod gpt_bigcode;
 mod gpt_oss;
+mod granite;
 mod internlm;
 mod llama;
 mod minicpm;
@@ -63,6 +64,7 @@ const FAMILIES: &[Family] = &[
     cohere::COHERE,
     stablelm::STABLELM,
     minicpm::MINICPM,
+    granite::GRANITE,
     internlm::INTERNLM,
     baichuan::BAICHUAN_7B,
     baichuan::BAICHUAN,
