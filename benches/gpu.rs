@@ -1,7 +1,12 @@
-//! Steps on the GPU, start to next start, of the Llama-3.1-8B shape with random weights: how far from the floor?
+//! Steps on the GPU, start to next start, with random weights: how far from the floor?
 //!
-//! Sampling, log-probabilities and the advance of lanes are inside; slots are scattered; keys and values are those of real
-//! prompts. Arguments: `[decode] [prefill] [gap]`, all where none is given. `$OUT` names a folder for the results as JSON.
+//! Sampling, log-probabilities and the advance of lanes are inside. Keys and values are those of real prompts, in the slots
+//! that a fresh pool deals out: a request's side by side, one request after the other. With `scattered`, every token lies
+//! far from its neighbours, all over the pool; its pages are then more than a GPU's address translation holds.
+//!
+//! Arguments: `[decode] [prefill] [gap]`, all where none is given; `scattered`; `lanes=N` and `longest=N` bound the rows
+//! and contexts of decode steps; a path that ends in `.json` is the config of another shape than Llama-3.1-8B's. `$OUT`
+//! names a folder for the results as JSON.
 
 #![allow(missing_docs)]
 
@@ -12,6 +17,7 @@ use kvshard::ids::Lane;
 use kvshard::model::checkpoint::{Checkpoint, DType};
 use kvshard::model::executor::Executor;
 use kvshard::model::families::{self, Resolved};
+use kvshard::model::spec::{Attention, DecoderSpec, Head};
 use kvshard::model::weights::Weights;
 use kvshard::model::{self, Device, Options, PoolSize};
 use serde_json::json;
@@ -22,18 +28,16 @@ const BANDWIDTH: f64 = 4.3e12;
 const PRODUCTS: f64 = 680e12;
 /// Of the best attention.
 const ATTENTION: f64 = 600e12;
-/// Weights read by a step, in bytes.
-const WEIGHTS: f64 = 15.01e9;
-/// Keys and values of a token, in bytes.
-const KV: f64 = 131_072.0;
-
-const LANES: usize = 256;
-const LONGEST: usize = 2048;
 const STEP_TOKENS: usize = 8192;
-const N_SLOTS: usize = LANES * (LONGEST + 64) + 1;
+/// Prompts that keys and values are made of, in tokens.
+const FILLING: usize = 2048;
+/// Slots of a lane beyond the context at which it is measured.
+const SPARE: usize = 64;
+/// How long the GPU rests after prompts were made: prefill leaves it hot, with clocks that a decoding GPU does not have.
+const REST: Duration = Duration::from_secs(2);
 
-fn llama31_8b() -> Resolved {
-    let config = json!({
+fn llama31_8b() -> serde_json::Value {
+    json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
         "max_position_embeddings": 131072, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
@@ -41,31 +45,88 @@ fn llama31_8b() -> Resolved {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192
         }
-    });
-    let mut model = families::resolve(&config).expect("a config of ours");
+    })
+}
+
+/// What is measured, and how many slots it takes.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Most rows of a decode step.
+    lanes: usize,
+    /// Longest context of a decode step.
+    longest: usize,
+    vocab: usize,
+    /// Weights that a step multiplies by.
+    weights: f64,
+    /// Of these, in layers.
+    layer_weights: f64,
+    /// Keys and values of a token, in bytes.
+    kv: f64,
+    /// Floating-point operations of a query and a key in all layers.
+    attention: f64,
+    /// Whether a request's tokens lie apart.
+    scattered: bool,
+}
+
+impl Sizes {
+    fn new(spec: &DecoderSpec, lanes: usize, longest: usize, scattered: bool) -> Sizes {
+        let (table, kv) = ((spec.vocab * spec.hidden) as f64, spec.kv_elements_per_token() as f64 * 2.0);
+        let tables = if spec.head == Head::Tied { 1.0 } else { 2.0 };
+        let layer_weights = spec.n_parameters() as f64 - tables * table;
+        let attention = match spec.attention {
+            Attention::Heads(heads) => 4 * heads.heads * heads.head_dim,
+            Attention::Latent(latent) => 4 * latent.heads * latent.row_width(),
+        };
+        let attention = (attention * spec.layers.len()) as f64;
+        let (vocab, weights) = (spec.vocab, layer_weights + table);
+        Sizes { lanes, longest, vocab, weights, layer_weights, kv, attention, scattered }
+    }
+
+    fn n_slots(&self) -> usize {
+        (self.lanes * (self.longest + SPARE)).max(STEP_TOKENS).next_multiple_of(FILLING) + 1
+    }
+}
+
+fn resolve(config: &serde_json::Value) -> Resolved {
+    let mut model = families::resolve(config).expect("a config of a known family");
     // Slot tables of no more than is run here.
-    model.spec.max_positions = 1 << 14;
+    model.spec.max_positions = model.spec.max_positions.min(1 << 14);
     model
 }
 
 struct Bench {
     executor: Box<dyn Executor>,
+    sizes: Sizes,
+    /// Places of the pool, from its first on, that hold keys and values.
+    n_filled: usize,
     rows: Vec<serde_json::Value>,
 }
 
 fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|argument| argument == name);
+    let is_part = |argument: &&String| !argument.contains(['=', '.']) && *argument != "scattered";
+    let wants = |name: &str| {
+        !wanted.iter().any(|argument| is_part(&argument)) || wanted.iter().any(|argument| argument == name)
+    };
+    let size = |name: &str, usual| {
+        let value = wanted.iter().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='));
+        value.map_or(usual, |value| value.parse().expect("a number"))
+    };
+    let config = wanted.iter().find(|argument| argument.ends_with(".json")).map_or_else(llama31_8b, |path| {
+        serde_json::from_str(&std::fs::read_to_string(path).expect("a config")).expect("JSON")
+    });
     let began = Instant::now();
-    let model = llama31_8b();
+    let model = resolve(&config);
+    let scattered = wanted.iter().any(|argument| argument == "scattered");
+    let sizes = Sizes::new(&model.spec, size("lanes", 256), size("longest", 2048), scattered);
     let checkpoint = Checkpoint::dummy_unmade(&model.spec, &model.names, DType::BF16, 1);
     let weights = Weights::open(&checkpoint, &model.spec, &model.names).expect("weights of this spec");
     let options = Options {
         device: Device::Cuda { dtype: DType::BF16 },
         n_ranks: 1,
-        pool: PoolSize::Slots(N_SLOTS),
-        n_lanes: LANES,
+        pool: PoolSize::Slots(sizes.n_slots()),
+        n_lanes: sizes.lanes,
         max_step_tokens: STEP_TOKENS,
         graphs: true,
     };
@@ -78,20 +139,15 @@ fn main() {
         }
     };
     println!("loaded, measured and recorded in {:.2} s", began.elapsed().as_secs_f64());
-    let mut bench = Bench { executor, rows: Vec::new() };
-    if wants("prefill") {
-        bench.prefills();
-    }
-    if wants("decode") || wants("gap") {
-        let filling = Instant::now();
-        bench.fill();
-        println!("{LANES} prompts of {LONGEST} tokens in {:.2} s", filling.elapsed().as_secs_f64());
-    }
+    let mut bench = Bench { executor, sizes, n_filled: 0, rows: Vec::new() };
     if wants("decode") {
         bench.decodes();
     }
     if wants("gap") {
         bench.gaps();
+    }
+    if wants("prefill") {
+        bench.prefills();
     }
     if let Some(folder) = std::env::var_os("OUT") {
         let text = serde_json::to_string_pretty(&bench.rows).expect("JSON");
@@ -99,23 +155,26 @@ fn main() {
     }
 }
 
-/// The slot of a lane's position: neighbours lie far apart, and no slot comes twice.
-fn slot(lane: usize, position: usize) -> u32 {
-    const STRIDE: usize = 7919;
-    let n = N_SLOTS - 1;
-    ((lane * (LONGEST + 64) + position) * STRIDE % n + 1) as u32
-}
+impl Sizes {
+    /// The slot of a place in the pool. Scattered, neighbours lie far apart, and no slot comes twice.
+    fn slot(&self, place: usize) -> u32 {
+        const STRIDE: usize = 7919;
+        let n = self.n_slots() - 1;
+        (if self.scattered { place * STRIDE % n } else { place }) as u32 + 1
+    }
 
-fn prompt(lane: usize, len: usize) -> Vec<u32> {
-    (0..len).map(|i| ((lane * 7 + i * 31 + i * i) % 128_000) as u32).collect()
-}
+    fn prompt(&self, lane: usize, len: usize) -> Vec<u32> {
+        (0..len).map(|i| ((lane * 7 + i * 31 + i * i) % self.vocab) as u32).collect()
+    }
 
-fn start(lane: usize, len: usize, n_slots: usize) -> LaneStart {
-    LaneStart {
-        lane: Lane(lane as u32),
-        slots: (0..n_slots).map(|position| slot(lane, position)).collect(),
-        prompt: prompt(lane, len),
-        sampling: SamplingParams::GREEDY,
+    /// A lane whose positions lie from a place on.
+    fn start(&self, lane: usize, place: usize, len: usize, n_slots: usize) -> LaneStart {
+        LaneStart {
+            lane: Lane(lane as u32),
+            slots: (place..place + n_slots).map(|place| self.slot(place)).collect(),
+            prompt: self.prompt(lane, len),
+            sampling: SamplingParams::GREEDY,
+        }
     }
 }
 
@@ -125,17 +184,16 @@ impl Bench {
         self.executor.wait().expect("a step").sampled
     }
 
-    /// Prompts to their first token.
-    fn prefill_step(lanes: &[usize], len: usize) -> StepInput {
+    /// `n` prompts to their first token, side by side from a place on.
+    fn prefill_step(&self, n: usize, len: usize, place: usize) -> StepInput {
         let mut input = StepInput::default();
-        for &lane in lanes {
-            let tokens = prompt(lane, len);
+        for lane in 0..n {
+            let tokens = self.sizes.prompt(lane, len);
             let feed = Feed::Prompt { len: len as u32 };
             let lane_id = Lane(lane as u32);
             input.rows.push(Row { lane: lane_id, start: 0, feed, store_from: 0, sample: true, n_targets: 0 });
             input.prompt_tokens.extend(tokens);
-            // Longer prompts than a lane's share of the pool take the slots of lanes that are not used then.
-            input.starts.push(start(lane, len, len));
+            input.starts.push(self.sizes.start(lane, place + lane * len, len, len));
         }
         input
     }
@@ -143,17 +201,16 @@ impl Bench {
     fn prefills(&mut self) {
         println!("\nprefill               floor ms     ms   of floor   tokens/s");
         for (n, len) in [(1, 512), (1, 2048), (1, 8192), (8, 1024)] {
-            let lanes: Vec<usize> = (0..n).collect();
             let time = median(12, || {
-                let step = Bench::prefill_step(&lanes, len);
+                let step = self.prefill_step(n, len, 0);
                 let began = Instant::now();
                 self.run(step);
                 began.elapsed()
             });
             let tokens = (n * len) as f64;
-            let operations = 2.0 * 6.98e9 * tokens / PRODUCTS;
-            let attention = 4.0 * 32.0 * 128.0 * 32.0 * tokens * len as f64 / 2.0 / ATTENTION;
-            let floor = ((operations + attention).max(WEIGHTS / BANDWIDTH)) * 1e3;
+            let operations = 2.0 * self.sizes.layer_weights * tokens / PRODUCTS;
+            let attention = self.sizes.attention * tokens * len as f64 / 2.0 / ATTENTION;
+            let floor = ((operations + attention).max(2.0 * self.sizes.weights / BANDWIDTH)) * 1e3;
             println!(
                 "{:<20} {floor:>9.2} {time:>7.2} {:>9.2}x {:>10.0}",
                 format!("{n} x {len}"),
@@ -164,18 +221,28 @@ impl Bench {
         }
     }
 
-    fn fill(&mut self) {
-        for first in (0..LANES).step_by(STEP_TOKENS / LONGEST) {
-            let lanes: Vec<usize> = (first..(first + STEP_TOKENS / LONGEST).min(LANES)).collect();
-            self.run(Bench::prefill_step(&lanes, LONGEST));
+    /// Makes keys and values in the pool's first places, by prompts that are rounded up to whole steps.
+    fn fill(&mut self, n_places: usize) {
+        if n_places <= self.n_filled {
+            return;
         }
+        let at_once = (STEP_TOKENS / FILLING).min(self.sizes.lanes);
+        while self.n_filled < n_places {
+            let room = (self.sizes.n_slots() - 1 - self.n_filled) / FILLING;
+            let n = at_once.min(room);
+            self.run(self.prefill_step(n, FILLING, self.n_filled));
+            self.n_filled += n * FILLING;
+        }
+        std::thread::sleep(REST);
     }
 
     /// Lanes whose next token is at position `context − 1`, their keys and values in place.
     fn at_context(&mut self, n: usize, context: usize) {
+        let room = context + SPARE;
+        self.fill(n * room);
         let mut input = StepInput::default();
         for lane in 0..n {
-            let begin = start(lane, context - 1, context + 60);
+            let begin = self.sizes.start(lane, lane * room, context - 1, room);
             input.prompt_tokens.push(begin.prompt[context - 2]);
             let (start, feed) = (context as u32 - 2, Feed::Prompt { len: 1 });
             let lane = Lane(lane as u32);
@@ -212,13 +279,18 @@ impl Bench {
             (128, 2048),
             (256, 2048),
         ] {
-            self.at_context(n, context);
-            const STEPS: usize = 24;
+            if n > self.sizes.lanes || context > self.sizes.longest {
+                continue;
+            }
+            const STEPS: usize = 40;
+            // A context grows with every step: the mean of those measured is the one named.
+            let begin = context - STEPS / 2;
+            self.at_context(n, begin);
             let mut times = Vec::new();
-            self.executor.submit(Bench::decode_step(n, context - 1)).expect("submitted");
+            self.executor.submit(Bench::decode_step(n, begin - 1)).expect("submitted");
             let mut last: Option<Instant> = None;
             for step in 1..=STEPS {
-                self.executor.submit(Bench::decode_step(n, context - 1 + step)).expect("submitted");
+                self.executor.submit(Bench::decode_step(n, begin - 1 + step)).expect("submitted");
                 self.executor.wait().expect("a step");
                 let now = Instant::now();
                 times.extend(last.map(|last| now - last));
@@ -226,16 +298,16 @@ impl Bench {
             }
             self.executor.wait().expect("a step");
             let time = middle(&mut times);
-            let mut position = context + STEPS;
+            let mut position = begin + STEPS;
             let alone = median(12, || {
                 let began = Instant::now();
                 self.run(Bench::decode_step(n, position));
                 position += 1;
                 began.elapsed()
             });
-            let products = 2.0 * 7.505e9 * n as f64 / 790e12;
-            let floor =
-                ((WEIGHTS / BANDWIDTH).max(products) + n as f64 * context as f64 * KV / BANDWIDTH) * 1e3;
+            let Sizes { weights, kv, .. } = self.sizes;
+            let products = (2.0 * weights / BANDWIDTH).max(2.0 * weights * n as f64 / 790e12);
+            let floor = (products + n as f64 * context as f64 * kv / BANDWIDTH) * 1e3;
             println!(
                 "{:<20} {floor:>9.2} {time:>7.3} {:>9.2}x {:>10.0} {alone:>9.3}",
                 format!("{n} x {context}"),
@@ -250,16 +322,17 @@ impl Bench {
 
     /// What a step costs beyond the device's time when the next is submitted only after its tokens are known.
     fn gaps(&mut self) {
-        self.at_context(64, 512);
+        let rows = self.sizes.lanes.min(64);
+        self.at_context(rows, 512);
         let mut times = Vec::new();
         for step in 0..48 {
-            let input = Bench::decode_step(64, 511 + step);
+            let input = Bench::decode_step(rows, 511 + step);
             let began = Instant::now();
             self.executor.submit(input).expect("submitted");
             times.push(began.elapsed());
             self.executor.wait().expect("a step");
         }
-        println!("\nsubmitting 64 rows takes {:.1} µs of the host", middle(&mut times) * 1e3);
+        println!("\nsubmitting {rows} rows takes {:.1} µs of the host", middle(&mut times) * 1e3);
     }
 }
 

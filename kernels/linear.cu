@@ -189,6 +189,8 @@ int launch_linear(const kv_linear_params &params, const Tiling &tiling, kv_strea
   args.epilogue = params.epilogue;
   args.activation = params.activation;
   args.out_f32 = params.out_f32;
+  args.scale = params.scale;
+  args.limit = params.limit;
 
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -229,8 +231,11 @@ int launch_persistent(const kv_linear_params &params, int columns, kv_stream str
   args.column_tiles =
       gate ? divide_up(params.outputs / 2, columns / 2) : divide_up(params.outputs, columns);
   args.is_added = params.epilogue == KV_ADD;
+  args.is_activated = params.epilogue == KV_ACTIVATE;
   args.activation = params.activation;
   args.out_f32 = params.out_f32;
+  args.scale = params.scale;
+  args.limit = params.limit;
   const int stage_bytes = (kTileRows + columns) * kStageRowBytes;
   const int fixed_bytes = kPersistentBarrierBytes + kStagedBytes;
   args.stages = std::min((kSharedBytes - kReservedBytes - fixed_bytes) / stage_bytes, kPersistentMaxStages);

@@ -14,6 +14,13 @@ __device__ __forceinline__ float activate(float x, int activation) {
   return __fdividef(x, 1.f + __expf(-exponent));
 }
 
+// A gate's two factors; `limit` bounds them where the activation is KV_CLAMPED_SWIGLU.
+__device__ __forceinline__ float gated(float gate, float up, int activation, float limit) {
+  if (activation != KV_CLAMPED_SWIGLU) return activate(gate, activation) * up;
+  const float g = fminf(gate, limit), u = fminf(fmaxf(up, -limit), limit);
+  return __fdividef(g, 1.f + __expf(-1.702f * g)) * (u + 1.f);
+}
+
 // Four numbers of a row, of which the first n exist.
 template <typename T>
 __device__ __forceinline__ float4 load4(const T *from, int n) {
@@ -47,6 +54,10 @@ __device__ __forceinline__ void store4(T *to, float4 x, int n) {
 
 __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ __forceinline__ float4 operator*(float a, float4 b) {
+  return make_float4(a * b.x, a * b.y, a * b.z, a * b.w);
 }
 
 #endif  // __CUDACC__

@@ -35,7 +35,8 @@ struct PersistentArgs {
   int steps;  // stages' worth of inputs: inputs / 64, rounded up
   int stages;
   int row_pairs, column_tiles;  // tiles, of a cluster's rows
-  int is_added, activation, out_f32;
+  int is_added, is_activated, activation, out_f32;
+  float scale, limit;
 };
 
 using PersistentKernel = void (*)(const CUtensorMap, const CUtensorMap, const PersistentArgs);
@@ -222,6 +223,10 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
           const float2 more = to_float2(residual.pairs[i]);
           x[2 * i] += biases[2 * i] + more.x;
           x[2 * i + 1] += biases[2 * i + 1] + more.y;
+          if (!kGate && args.is_activated) {
+            x[2 * i] = activate(x[2 * i], args.activation);
+            x[2 * i + 1] = activate(x[2 * i + 1], args.activation);
+          }
           out.pairs[i] = from_float2<T>(make_float2(x[2 * i], x[2 * i + 1]));
         }
         const int64_t offset = (first_row + row) * args.out_stride + column;
@@ -243,6 +248,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
         if (first_row + row >= args.rows || column >= columns) continue;
         float x = staged[staged_at(row, column / 4) + column % 4];
         if (!kGate && bias != nullptr) x += to_float(bias[first_column + column]);
+        if (!kGate && args.is_activated) x = activate(x, args.activation);
         const int64_t offset = (first_row + row) * args.out_stride + first_column + column;
         if (args.is_added) x += to_float(static_cast<const T *>(args.out)[offset]);
         if (args.out_f32) {
@@ -307,15 +313,15 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
           float x[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            x[i] = sums[4 * at + i];
+            x[i] = args.scale * sums[4 * at + i];
             if constexpr (kGate) {
-              float up = sums[4 * at + kColumns / 4 + i];
+              float up = args.scale * sums[4 * at + kColumns / 4 + i];
               const int column = first_column + 8 * at + 2 * (lane % 4) + i % 2;
               if (bias != nullptr && column < out_columns) {
                 x[i] += to_float(bias[column]);
                 up += to_float(bias[out_columns + column]);
               }
-              x[i] = activate(x[i], args.activation) * up;
+              x[i] = gated(x[i], up, args.activation, args.limit);
             }
           }
           float *const to = staged + staged_at(lane / 4, 2 * j + lane % 4 / 2) + 2 * (lane % 2);

@@ -45,6 +45,7 @@ struct LinearArgs {
   int stages;
   int split, row_blocks;
   int epilogue, activation, out_f32;
+  float scale, limit;
 };
 
 using LinearKernel = void (*)(const CUtensorMap, const CUtensorMap, const LinearArgs);
@@ -293,13 +294,16 @@ __global__ void __launch_bounds__(linear_threads(kWarpgroups), kWarpgroups == 1 
     const int n = out_columns - column;
     const float *from = sum_rows + at.row * pitch + 4 * at.quad;
     const bool biased = bias != nullptr && n > 0;
-    float4 x = sum4(from, args.split, part_stride) + residual;
+    float4 x = args.scale * sum4(from, args.split, part_stride) + residual;
     if (biased) x = x + load4(bias + column, n);
     if (gate) {
-      float4 up = sum4(from + up_offset, args.split, part_stride);
+      float4 up = args.scale * sum4(from + up_offset, args.split, part_stride);
       if (biased) up = up + load4(bias + out_columns + column, n);
-      x = make_float4(activate(x.x, args.activation) * up.x, activate(x.y, args.activation) * up.y,
-                      activate(x.z, args.activation) * up.z, activate(x.w, args.activation) * up.w);
+      const auto gate4 = [&](float g, float u) { return gated(g, u, args.activation, args.limit); };
+      x = make_float4(gate4(x.x, up.x), gate4(x.y, up.y), gate4(x.z, up.z), gate4(x.w, up.w));
+    } else if (args.epilogue == KV_ACTIVATE) {
+      x = make_float4(activate(x.x, args.activation), activate(x.y, args.activation),
+                      activate(x.z, args.activation), activate(x.w, args.activation));
     }
     const int64_t offset = (first_row + at.row) * args.out_stride + column;
     at.advance();
