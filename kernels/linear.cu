@@ -1,30 +1,23 @@
-// Launches linear_sm90.cuh, for few rows, and linear_persistent.cuh, for many: which tilings a product may have, tensor
-// maps, clusters.
+// Launches linear_sm90.cuh: which tilings a product may have, tensor maps, clusters.
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <iterator>
 #include <map>
 #include <utility>
 #include <vector>
 
-#include "linear_persistent.cuh"
 #include "linear_sm90.cuh"
 
 namespace kv {
 
 extern template LinearKernel linear_kernel<__nv_bfloat16>(int, int);
 extern template LinearKernel linear_kernel<__half>(int, int);
-extern template PersistentKernel persistent_kernel<__nv_bfloat16>(bool, int);
-extern template PersistentKernel persistent_kernel<__half>(bool, int);
 
 namespace {
 
 int divide_up(int x, int by) { return (x + by - 1) / by; }
 
-// Of linear_sm90.cuh; from where on linear_persistent.cuh has rows for both blocks of a cluster.
-constexpr int kMaxFewRows = 256;
-constexpr int kMinManyRows = kTileRows + 1;
+constexpr int kMaxRows = 256;
 constexpr int kMaxCluster = 8;
 // Tilings offered for a product: the best by measurement was among the first 12 of `cost` for every
 // Llama-3.1-8B shape.
@@ -209,82 +202,22 @@ int launch_linear(const kv_linear_params &params, const Tiling &tiling, kv_strea
   return static_cast<int>(cudaLaunchKernelEx(&config, kernel, weight_map, x_map, args));
 }
 
-int launch_persistent(const kv_linear_params &params, int columns, kv_stream stream) {
-  const bool gate = params.epilogue == KV_GATE;
-  const PersistentKernel kernel = params.dtype == KV_BF16 ? persistent_kernel<__nv_bfloat16>(gate, columns)
-                                                          : persistent_kernel<__half>(gate, columns);
-  CUtensorMap weight_map, x_map;
-  if (kernel == nullptr || encode_tiled() == nullptr ||
-      !make_map(&weight_map, params.weight, params.outputs, params.inputs, params.inputs, columns / 2,
-                params.dtype) ||
-      !make_map(&x_map, params.x, params.rows, params.inputs, params.x_stride, kTileRows, params.dtype)) {
-    return static_cast<int>(cudaErrorInvalidValue);
-  }
-  PersistentArgs args = {};
-  args.bias = params.bias;
-  args.out = params.out;
-  args.out_stride = params.out_stride;
-  args.rows = params.rows;
-  args.outputs = params.outputs;
-  args.steps = divide_up(params.inputs, kStageInputs);
-  args.row_pairs = divide_up(params.rows, kPersistentCluster * kTileRows);
-  args.column_tiles =
-      gate ? divide_up(params.outputs / 2, columns / 2) : divide_up(params.outputs, columns);
-  args.is_added = params.epilogue == KV_ADD;
-  args.is_activated = params.epilogue == KV_ACTIVATE;
-  args.activation = params.activation;
-  args.out_f32 = params.out_f32;
-  args.scale = params.scale;
-  args.limit = params.limit;
-  const int stage_bytes = (kTileRows + columns) * kStageRowBytes;
-  const int fixed_bytes = kPersistentBarrierBytes + kStagedBytes;
-  args.stages = std::min((kSharedBytes - kReservedBytes - fixed_bytes) / stage_bytes, kPersistentMaxStages);
-  const int shared_bytes = fixed_bytes + args.stages * stage_bytes;
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (status != cudaSuccess) return static_cast<int>(status);
-  const int clusters = std::min(multiprocessors() / kPersistentCluster, args.row_pairs * args.column_tiles);
-
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kPersistentCluster;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(clusters * kPersistentCluster);
-  config.blockDim = dim3(kPersistentThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, weight_map, x_map, args));
-}
-
-// The number of tilings for few rows; those of linear_persistent.cuh follow.
-int few_rows_variants(int rows, int outputs, int inputs, int epilogue) {
-  return rows > kMaxFewRows ? 0 : static_cast<int>(tilings(rows, outputs, inputs, epilogue).size());
-}
-
 }  // namespace
 }  // namespace kv
 
 int32_t kv_linear_variants(int32_t rows, int32_t outputs, int32_t inputs, int32_t epilogue, int32_t dtype) {
-  if (rows < 1 || outputs < 1 || inputs < 8 || inputs % 8 != 0) return 0;
+  if (rows < 1 || rows > kv::kMaxRows || outputs < 1 || inputs < 8 || inputs % 8 != 0) return 0;
   if (epilogue == KV_GATE && outputs % 2 != 0) return 0;
   if ((dtype != KV_BF16 && dtype != KV_F16) || !kv::has_wgmma()) return 0;
-  const int many = rows < kv::kMinManyRows ? 0 : static_cast<int>(std::size(kv::kPersistentColumns));
-  return kv::few_rows_variants(rows, outputs, inputs, epilogue) + many;
+  return static_cast<int32_t>(kv::tilings(rows, outputs, inputs, epilogue).size());
 }
 
 int64_t kv_linear_workspace_bytes(void) { return 0; }
 
 int kv_linear(const kv_linear_params *params, kv_stream stream) {
-  const auto &p = *params;
-  const int variants = kv_linear_variants(p.rows, p.outputs, p.inputs, p.epilogue, p.dtype);
-  if (p.variant < 0 || p.variant >= variants) return static_cast<int>(cudaErrorInvalidValue);
-  const int few = kv::few_rows_variants(p.rows, p.outputs, p.inputs, p.epilogue);
-  if (p.variant >= few) return kv::launch_persistent(p, kv::kPersistentColumns[p.variant - few], stream);
-  return kv::launch_linear(p, kv::tilings(p.rows, p.outputs, p.inputs, p.epilogue)[p.variant], stream);
+  const int variants =
+      kv_linear_variants(params->rows, params->outputs, params->inputs, params->epilogue, params->dtype);
+  if (params->variant < 0 || params->variant >= variants) return static_cast<int>(cudaErrorInvalidValue);
+  const auto &tilings = kv::tilings(params->rows, params->outputs, params->inputs, params->epilogue);
+  return kv::launch_linear(*params, tilings[params->variant], stream);
 }

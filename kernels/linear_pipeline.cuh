@@ -1,4 +1,4 @@
-// How the kernels of products move tiles: mbarriers, the tensor memory accelerator, shared memory of a cluster's
+// How linear_sm90.cuh moves tiles: mbarriers, the tensor memory accelerator, shared memory of a cluster's
 // peers.
 #pragma once
 
@@ -7,30 +7,6 @@
 #include "common.cuh"
 
 namespace kv {
-
-// Numbers of k in a stage: a row of 128 bytes, the widest swizzle.
-constexpr int kStageInputs = 64;
-constexpr int kStageRowBytes = 128;
-// Rows of A of one warpgroup.
-constexpr int kWarpgroupRows = 64;
-constexpr int kWarpgroup = 128;
-
-#ifdef __CUDACC__
-
-// A place in the ring of stages.
-struct RingPosition {
-  int stage = 0;
-  uint32_t parity = 0;  // of the phase that the ring is in at this stage
-
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-#endif  // __CUDACC__
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -114,13 +90,6 @@ __device__ __forceinline__ uint64_t policy_evict_first() {
 __device__ __forceinline__ uint64_t policy_evict_last() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-// An L2 policy for what many blocks read at about the same time.
-__device__ __forceinline__ uint64_t policy_evict_normal() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 

@@ -14,12 +14,17 @@
 // are never loaded; what lies in shared memory there only reaches sums that are not stored.
 #pragma once
 
-#include "linear_epilogue.cuh"
 #include "linear_pipeline.cuh"
 #include "linear_wgmma.cuh"
 
 namespace kv {
 
+// Numbers of k in a stage: a row of 128 bytes, the widest swizzle.
+constexpr int kStageInputs = 64;
+constexpr int kStageRowBytes = 128;
+// Rows of A of one warpgroup.
+constexpr int kWarpgroupRows = 64;
+constexpr int kWarpgroup = 128;
 constexpr int kMaxStages = 32;
 // The barriers' part of shared memory, before the stages, which begin at a multiple of 1024.
 constexpr int kBarrierBytes = 1024;
@@ -58,6 +63,58 @@ constexpr int linear_threads(int warpgroups) { return warpgroups * kWarpgroup + 
 
 #ifdef __CUDACC__
 
+__device__ __forceinline__ float activate(float x, int activation) {
+  if (activation == KV_GELU) return 0.5f * x * erfcf(-0.7071067812f * x);
+  // The tanh form is x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3).
+  const float exponent = activation == KV_SILU ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
+  return __fdividef(x, 1.f + __expf(-exponent));
+}
+
+__device__ __forceinline__ float gated(float gate, float up, const LinearArgs &args) {
+  if (args.activation != KV_CLAMPED_SWIGLU) return activate(gate, args.activation) * up;
+  const float g = fminf(gate, args.limit), u = fminf(fmaxf(up, -args.limit), args.limit);
+  return __fdividef(g, 1.f + __expf(-1.702f * g)) * (u + 1.f);
+}
+
+// Four numbers of a row, of which the first n exist.
+template <typename T>
+__device__ __forceinline__ float4 load4(const T *from, int n) {
+  if (n >= 4 && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
+    const uint2 raw = *reinterpret_cast<const uint2 *>(from);
+    const float2 low = to_float2(reinterpret_cast<const typename Pair<T>::type &>(raw.x));
+    const float2 high = to_float2(reinterpret_cast<const typename Pair<T>::type &>(raw.y));
+    return make_float4(low.x, low.y, high.x, high.y);
+  }
+  return make_float4(n > 0 ? to_float(from[0]) : 0.f, n > 1 ? to_float(from[1]) : 0.f,
+                     n > 2 ? to_float(from[2]) : 0.f, n > 3 ? to_float(from[3]) : 0.f);
+}
+
+template <typename T>
+__device__ __forceinline__ void store4(T *to, float4 x, int n) {
+  if (n >= 4) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      *reinterpret_cast<float4 *>(to) = x;
+    } else {
+      const auto low = from_float2<T>(make_float2(x.x, x.y));
+      const auto high = from_float2<T>(make_float2(x.z, x.w));
+      *reinterpret_cast<uint2 *>(to) =
+          make_uint2(reinterpret_cast<const uint32_t &>(low), reinterpret_cast<const uint32_t &>(high));
+    }
+  } else {
+    if (n > 0) to[0] = from_float<T>(x.x);
+    if (n > 1) to[1] = from_float<T>(x.y);
+    if (n > 2) to[2] = from_float<T>(x.z);
+  }
+}
+
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ __forceinline__ float4 operator*(float a, float4 b) {
+  return make_float4(a * b.x, a * b.y, a * b.z, a * b.w);
+}
+
 // Adds four sums of each of `parts`, `stride` numbers apart, in their order.
 __device__ __forceinline__ float4 sum4(const float *from, int parts, int stride) {
   float4 sum = *reinterpret_cast<const float4 *>(from);
@@ -66,6 +123,19 @@ __device__ __forceinline__ float4 sum4(const float *from, int parts, int stride)
     sum = sum + *reinterpret_cast<const float4 *>(from + part * stride);
   return sum;
 }
+
+// A place in the ring of stages.
+struct RingPosition {
+  int stage = 0;
+  uint32_t parity = 0;  // of the phase that the ring is in at this stage
+
+  __device__ __forceinline__ void advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
 
 // A thread's places in [rows][quads], where quads are of four columns and `threads` threads take one each in
 // turn.
@@ -299,8 +369,8 @@ __global__ void __launch_bounds__(linear_threads(kWarpgroups), kWarpgroups == 1 
     if (gate) {
       float4 up = args.scale * sum4(from + up_offset, args.split, part_stride);
       if (biased) up = up + load4(bias + out_columns + column, n);
-      const auto gate4 = [&](float g, float u) { return gated(g, u, args.activation, args.limit); };
-      x = make_float4(gate4(x.x, up.x), gate4(x.y, up.y), gate4(x.z, up.z), gate4(x.w, up.w));
+      x = make_float4(gated(x.x, up.x, args), gated(x.y, up.y, args), gated(x.z, up.z, args),
+                      gated(x.w, up.w, args));
     } else if (args.epilogue == KV_ACTIVATE) {
       x = make_float4(activate(x.x, args.activation), activate(x.y, args.activation),
                       activate(x.z, args.activation), activate(x.w, args.activation));

@@ -29,14 +29,6 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Waits until all committed groups are finished, and lets nobody read `sums` before.
-template <int kNumbers>
-__device__ __forceinline__ void wgmma_wait_for(float (&sums)[kNumbers]) {
-  wgmma_wait<0>();
-#pragma unroll
-  for (int i = 0; i < kNumbers; ++i) asm volatile("" : "+f"(sums[i])::"memory");
-}
-
 // sums[64][kColumns] += a[64][16] · b[kColumns][16]ᵀ, for T of 16 bits. A thread of the warpgroup holds, of
 // row 16 * warp + lane / 4 (and, in numbers 2 and 3 of each four, of the row 8 below), columns 8 * j + 2 *
 // (lane % 4) + {0, 1} in sums[4 * j ..].

@@ -91,16 +91,17 @@ fn eighths(n: usize, seed: usize) -> Vec<f32> {
 fn part(rows: usize, columns: usize, numbers: &[f32]) -> TensorPart {
     let bytes = numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
     let tensor = StoredTensor::from_bytes(DType::BF16, vec![rows, columns], bytes).unwrap();
-    TensorPart { tensor, rows: 0..rows, columns: 0..columns }
+    TensorPart::whole(tensor)
 }
 
 /// What a product must give: of `[rows, outputs]`, bias included, and what `out` held before.
 fn expected(product: Product, outputs: usize, products: &[f64], before: &[f32]) -> Vec<f64> {
+    let silu = |x: f64| x / (1.0 + (-x).exp());
     match product {
         Product::Stored | Product::Logits => products.to_vec(),
+        Product::Activated(_) => products.iter().copied().map(silu).collect(),
         Product::Added => products.iter().zip(before).map(|(x, &before)| x + f64::from(before)).collect(),
         Product::Gated(_) => {
-            let silu = |x: f64| x / (1.0 + (-x).exp());
             let row = |row: &[f64]| -> Vec<f64> {
                 let (gate, up) = row.split_at(outputs / 2);
                 gate.iter().zip(up).map(|(&gate, &up)| silu(gate) * up).collect()
@@ -115,14 +116,20 @@ fn every_way_of_a_product_gives_it() {
     // Numbers of rows for every kind of kernel, on either side of its tiles; inputs and outputs that fill none.
     let shapes =
         [(1, 64, 96), (9, 200, 52), (70, 136, 260), (130, 328, 500), (256, 64, 512), (300, 72, 1000)];
-    let products = [Product::Stored, Product::Logits, Product::Added, Product::Gated(Activation::Silu)];
+    let products = [
+        Product::Stored,
+        Product::Logits,
+        Product::Added,
+        Product::Gated(Activation::Silu),
+        Product::Activated(Activation::Silu),
+    ];
     for dtype in [DType::BF16, DType::F16] {
         let mut cuda = Cuda::new(0, dtype).unwrap();
         cuda.attach().unwrap();
         for ((rows, inputs, outputs), has_bias) in shapes.into_iter().zip([true, false].into_iter().cycle()) {
             let (w, b) = (eighths(outputs * inputs, 1), eighths(outputs, 2));
             let bias = has_bias.then(|| part(outputs, 1, &b));
-            let weight = cuda.weight(&[LinearPart { weight: part(outputs, inputs, &w), bias }]).unwrap();
+            let weight = cuda.weight(&[LinearPart { weight: part(outputs, inputs, &w), bias }], 1.0).unwrap();
             let values = eighths(rows * inputs, 3);
             let mut x = cuda.tensor(rows + 3, inputs).unwrap();
             cuda.fill(&mut x, &values);
