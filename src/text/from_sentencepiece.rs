@@ -37,7 +37,7 @@ impl Tokenizer {
             around.before = CHAT_GLM_PREFIX.map(|token| model.n_pieces() + token).to_vec();
         }
         let built = guarded(|| {
-            let mut inner = model.build()?;
+            let mut inner = model.vocabulary()?;
             let mut n_ids = model.n_pieces();
             if is_chat_glm {
                 let appended = CHAT_GLM_TOKENS.map(|name| AddedToken::from(unknown_to(&inner, name), true));
@@ -52,8 +52,7 @@ impl Tokenizer {
             Ok((inner, found))
         });
         let (inner, found) = built.map_err(broken)?;
-        let hides_bytes = model.finds_spelled_bytes();
-        let parts = Parts::new(&inner, found, model.into_normalizer(), settings.begins_anew, hides_bytes);
+        let parts = Parts::new(&inner, found, model.into_rules(), settings.begins_anew);
         let parts = parts.map_err(|error| broken(error.to_string()))?;
         Tokenizer::assemble(inner, Some(parts), around, &settings)
     }

@@ -1,6 +1,7 @@
 //! Text to tokens and back.
 
 mod detokenize;
+mod encoder;
 mod from_sentencepiece;
 mod generated;
 mod normalizer;

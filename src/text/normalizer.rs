@@ -77,7 +77,7 @@ impl Normalizer {
 }
 
 /// Texts that are found at the beginning of others.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     texts: BTreeSet<String>,
     /// Their lengths in bytes, the longest first.
@@ -90,8 +90,12 @@ impl Kept {
         Kept { texts, lengths: lengths.into_iter().rev().collect() }
     }
 
+    pub(super) fn contains(&self, text: &str) -> bool {
+        self.texts.contains(text)
+    }
+
     /// Length of the longest of them that `text` begins with.
-    fn prefix_of(&self, text: &str) -> Option<usize> {
+    pub(super) fn prefix_of(&self, text: &str) -> Option<usize> {
         let is_kept = |length: &usize| text.get(..*length).is_some_and(|prefix| self.texts.contains(prefix));
         self.lengths.iter().copied().find(is_kept)
     }

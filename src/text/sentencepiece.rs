@@ -1,4 +1,4 @@
-//! `tokenizer.model`: the file of SentencePiece, read into the `tokenizers` crate's models.
+//! `tokenizer.model`: the file of SentencePiece.
 //!
 //! Field numbers are those of `src/sentencepiece_model.proto` in github.com/google/sentencepiece.
 
@@ -8,12 +8,11 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::ModelWrapper;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::models::unigram::Unigram;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::Replace;
 use tokenizers::{AddedToken, DecoderWrapper, Tokenizer as Inner};
 
+use super::encoder::{Algorithm, Encoder};
 use super::normalizer::{Kept, Normalizer, Rules, SPACE};
 use super::protobuf::{Fields, Malformed, Value};
 
@@ -39,15 +38,6 @@ struct Piece {
     text: String,
     score: f32,
     kind: Kind,
-}
-
-/// How a text is divided into pieces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Algorithm {
-    /// The division with the largest sum of scores.
-    Unigram,
-    /// Pairs are merged, the one of the highest score first.
-    Bpe,
 }
 
 /// A model file.
@@ -151,9 +141,9 @@ impl Model {
             n => return Err(format!("it has {n} pieces for what is unknown; it must be one")),
         }
         let bytes: BTreeSet<&str> = self.of_kind(Kind::Byte).map(|(_, piece)| piece.text.as_str()).collect();
-        let is_missing = |byte: &u8| !bytes.contains(format!("<0x{byte:02X}>").as_str());
+        let is_missing = |byte: &u8| !bytes.contains(byte_piece(*byte).as_str());
         match (0..=u8::MAX).find(is_missing).filter(|_| self.has_byte_fallback) {
-            Some(byte) => Err(format!("it has byte_fallback, and no piece <0x{byte:02X}>")),
+            Some(byte) => Err(format!("it has byte_fallback, and no piece {}", byte_piece(byte))),
             None => Ok(()),
         }
     }
@@ -162,11 +152,6 @@ impl Model {
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (u32, &Piece)> {
         let pieces = (0..).zip(&self.pieces);
         pieces.filter(move |(_, piece)| piece.kind == kind)
-    }
-
-    /// Whether the crate's model would find byte pieces as they are spelled, `<0x41>`, in a text.
-    pub(super) fn finds_spelled_bytes(&self) -> bool {
-        self.algorithm == Algorithm::Unigram && self.has_byte_fallback
     }
 
     /// Number of pieces.
@@ -180,19 +165,13 @@ impl Model {
         special.map(|piece| piece.text.as_str())
     }
 
-    /// The crate's tokenizer for text that was normalized by [`Model::normalizer`]: user-defined pieces are tokens that
-    /// are found before others, control pieces are never found.
-    pub(super) fn build(&self) -> tokenizers::Result<Inner> {
-        let mut inner = Inner::new(match self.algorithm {
-            Algorithm::Bpe => ModelWrapper::from(self.bpe()?),
-            Algorithm::Unigram => ModelWrapper::from(self.unigram()?),
-        });
-        let user_defined = self.of_kind(Kind::UserDefined);
-        let found = user_defined.map(|(_, piece)| AddedToken::from(&*piece.text, false).normalized(false));
-        inner.add_tokens(found.collect::<Vec<_>>())?;
-        let special = self.special().map(|text| AddedToken::from(text, true));
-        inner.add_special_tokens(special.collect::<Vec<_>>())?;
-        inner.set_encode_special_tokens(true);
+    /// The crate's tokenizer: which id is which piece, and how pieces become text. It does not encode.
+    pub(super) fn vocabulary(&self) -> tokenizers::Result<Inner> {
+        let vocab: Vocab = (0..).zip(&self.pieces).map(|(id, piece)| (piece.text.clone(), id)).collect();
+        let mut inner = Inner::new(BPE::builder().vocab_and_merges(vocab, Vec::new()).build()?);
+        inner.add_special_tokens(
+            self.special().map(|text| AddedToken::from(text, true)).collect::<Vec<_>>(),
+        )?;
         let mut steps: Vec<DecoderWrapper> = vec![
             Replace::new(SPACE.to_string(), " ")?.into(),
             ByteFallback::new().into(),
@@ -207,54 +186,39 @@ impl Model {
         Ok(inner)
     }
 
-    fn unknown(&self) -> Option<(u32, &Piece)> {
-        self.of_kind(Kind::Unknown).next()
-    }
-
-    fn bpe(&self) -> tokenizers::Result<BPE> {
-        let vocab: Vocab = (0..).zip(&self.pieces).map(|(id, piece)| (piece.text.clone(), id)).collect();
-        let mut builder = BPE::builder()
-            .vocab_and_merges(vocab, self.merges())
-            .fuse_unk(true)
-            .byte_fallback(self.has_byte_fallback);
-        if let Some((_, unknown)) = self.unknown() {
-            builder = builder.unk_token(unknown.text.clone());
-        }
-        builder.build()
-    }
-
-    /// All pairs of pieces that make a piece, those of the highest score first.
-    fn merges(&self) -> Merges {
-        let ids: HashMap<&str, u32> =
-            self.of_kind(Kind::Normal).map(|(id, piece)| (piece.text.as_str(), id)).collect();
-        let mut merges = Vec::new();
-        for (_, piece) in self.of_kind(Kind::Normal) {
-            for (at, _) in piece.text.char_indices().skip(1) {
-                let (left, right) = piece.text.split_at(at);
-                if let (Some(&left_id), Some(&right_id)) = (ids.get(left), ids.get(right)) {
-                    merges.push((piece.score, left_id, right_id, left, right));
-                }
-            }
-        }
-        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-        merges.into_iter().map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned())).collect()
-    }
-
-    fn unigram(&self) -> tokenizers::Result<Unigram> {
-        let vocab = self.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
-        let unknown = self.unknown().map(|(id, _)| id as usize);
-        Unigram::from(vocab, unknown, self.has_byte_fallback)
-    }
-
-    /// What goes before the tokenizer of [`Model::build`].
-    pub(super) fn into_normalizer(self) -> Normalizer {
-        let kept = self.of_kind(Kind::UserDefined).map(|(_, piece)| piece.text.clone()).collect();
-        Normalizer {
-            kept: Kept::new(kept),
+    /// How a text is normalized, and how pieces are found in it then.
+    pub(super) fn into_rules(self) -> (Normalizer, Encoder) {
+        let user_defined =
+            Kept::new(self.of_kind(Kind::UserDefined).map(|(_, piece)| piece.text.clone()).collect());
+        // With byte fallback SentencePiece has no use for a piece of the character NUL.
+        let is_found = |text: &str| !(self.has_byte_fallback && text == "\0");
+        let found = self.of_kind(Kind::Normal).chain(self.of_kind(Kind::UserDefined));
+        let pieces: HashMap<String, u32> = found
+            .filter(|(_, piece)| is_found(&piece.text))
+            .map(|(id, piece)| (piece.text.clone(), id))
+            .collect();
+        let bytes: HashMap<&str, u32> =
+            self.of_kind(Kind::Byte).map(|(id, piece)| (piece.text.as_str(), id)).collect();
+        let byte = |byte: u8| bytes.get(byte_piece(byte).as_str()).copied();
+        let scores = self.of_kind(Kind::Normal).map(|(_, piece)| piece.score);
+        let encoder = Encoder {
+            algorithm: self.algorithm,
+            user_defined: user_defined.clone(),
+            score_range: scores
+                .fold((f32::MAX, f32::MIN), |(min, max), score| (min.min(score), max.max(score))),
+            scores: self.pieces.iter().map(|piece| piece.score).collect(),
+            max_piece_bytes: pieces.keys().map(String::len).max().unwrap_or(0),
+            pieces,
+            unknown: self.of_kind(Kind::Unknown).map(|(id, _)| id).next().unwrap_or(0),
+            bytes: if self.has_byte_fallback { (0..=u8::MAX).map(byte).collect() } else { None },
+        };
+        let normalizer = Normalizer {
+            kept: user_defined,
             rules: self.rules,
             adds_dummy_prefix: self.adds_dummy_prefix,
             removes_extra_spaces: self.removes_extra_spaces,
-        }
+        };
+        (normalizer, encoder)
     }
 }
 
@@ -288,6 +252,11 @@ impl Piece {
             _ => Ok(piece),
         }
     }
+}
+
+/// The piece that stands for a byte.
+fn byte_piece(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
 }
 
 /// A rewriting of decoded text, which no model of a published family has.

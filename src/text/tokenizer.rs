@@ -25,7 +25,7 @@ const MAX_TEXT_BYTES: usize = 8 << 20;
 pub struct Tokenizer {
     /// Without truncation, padding and post-processor.
     inner: Inner,
-    /// What is done to a text before, for vocabularies of SentencePiece.
+    /// What encodes instead of it, for vocabularies of SentencePiece.
     parts: Option<Parts>,
     /// Of the common kinds of vocabulary.
     pieces: Option<Pieces>,
@@ -126,7 +126,7 @@ impl Tokenizer {
             return Err(Error::Invalid(format!("the prompt has {n} bytes, the limit is {MAX_TEXT_BYTES}")));
         }
         let ids = guarded(|| match &self.parts {
-            Some(parts) => parts.encode(text, &self.inner),
+            Some(parts) => Ok(parts.encode(text)),
             None => Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()),
         });
         let ids = ids.map_err(|error| Error::Invalid(format!("the prompt cannot be tokenised: {error}")))?;
