@@ -421,6 +421,15 @@ impl From<DType> for FileDtype {
     }
 }
 
+/// The beginning of a name in a foreign file, as a message can show it.
+fn shown(name: &str) -> String {
+    const MAX_CHARACTERS: usize = 100;
+    match name.char_indices().nth(MAX_CHARACTERS) {
+        Some((at, _)) => format!("{:?}…", &name[..at]),
+        None => format!("{name:?}"),
+    }
+}
+
 /// Reads a small file of a model's folder, refusing one that is too long to be what it should be.
 ///
 /// # Errors

@@ -93,7 +93,7 @@ impl Encoder {
     }
 
     fn symbols(&self, text: &str) -> Vec<Symbol> {
-        let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
+        let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len() / 4);
         let mut start = 0;
         while let Some(first) = text[start..].chars().next() {
             let defined = self.user_defined.prefix_of(&text[start..]);

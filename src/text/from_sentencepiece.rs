@@ -49,11 +49,10 @@ impl Tokenizer {
             inner.add_tokens(described.clone())?;
             let special = model.special().filter(|_| !is_chat_glm).map(|text| AddedToken::from(text, true));
             let found: Vec<AddedToken> = special.chain(described).collect();
-            Ok((inner, found))
+            let parts = Parts::new(&inner, found, model.into_rules(), settings.begins_anew)?;
+            Ok((inner, parts))
         });
-        let (inner, found) = built.map_err(broken)?;
-        let parts = Parts::new(&inner, found, model.into_rules(), settings.begins_anew);
-        let parts = parts.map_err(|error| broken(error.to_string()))?;
+        let (inner, parts) = built.map_err(broken)?;
         Tokenizer::assemble(inner, Some(parts), around, &settings)
     }
 }

@@ -3,13 +3,16 @@
 //! The algorithm of `Normalizer::Normalize` in github.com/google/sentencepiece, `src/normalizer.cc`. The `tokenizers`
 //! crate has a normalizer of that name too, which works on grapheme clusters and differs on combining marks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// What stands for a space in pieces.
 pub(super) const SPACE: char = '▁';
 
 /// Longest left side of a rule.
 const MAX_RULE_BYTES: usize = 1024;
+
+/// Longest right side of a rule; that of NFKC has 33 bytes.
+const MAX_REPLACEMENT_BYTES: usize = 256;
 
 /// How a text becomes the text that pieces are found in.
 #[derive(Debug, Default)]
@@ -79,15 +82,23 @@ impl Normalizer {
 /// Texts that are found at the beginning of others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
-    texts: BTreeSet<String>,
-    /// Their lengths in bytes, the longest first.
-    lengths: Vec<usize>,
+    texts: HashSet<String>,
+    /// Their lengths in bytes, the longest first, by their first byte; none, or `[256]`.
+    lengths: Vec<Vec<usize>>,
 }
 
 impl Kept {
-    pub(super) fn new(texts: BTreeSet<String>) -> Kept {
-        let lengths: BTreeSet<usize> = texts.iter().map(String::len).collect();
-        Kept { texts, lengths: lengths.into_iter().rev().collect() }
+    pub(super) fn new(texts: HashSet<String>) -> Kept {
+        let mut lengths = vec![BTreeSet::new(); if texts.is_empty() { 0 } else { 256 }];
+        for text in &texts {
+            if let Some(&first) = text.as_bytes().first() {
+                lengths[usize::from(first)].insert(text.len());
+            }
+        }
+        Kept {
+            texts,
+            lengths: lengths.into_iter().map(|lengths| lengths.into_iter().rev().collect()).collect(),
+        }
     }
 
     pub(super) fn contains(&self, text: &str) -> bool {
@@ -96,8 +107,9 @@ impl Kept {
 
     /// Length of the longest of them that `text` begins with.
     pub(super) fn prefix_of(&self, text: &str) -> Option<usize> {
+        let lengths = self.lengths.get(usize::from(*text.as_bytes().first()?))?;
         let is_kept = |length: &usize| text.get(..*length).is_some_and(|prefix| self.texts.contains(prefix));
-        self.lengths.iter().copied().find(is_kept)
+        lengths.iter().copied().find(is_kept)
     }
 }
 
@@ -120,6 +132,9 @@ impl Rules {
         let replacements = std::str::from_utf8(replacements).map_err(|_| "its replacements are no UTF-8")?;
         if units.is_empty() || !replacements.ends_with('\0') {
             return Err("it holds no rules");
+        }
+        if replacements.split('\0').any(|replacement| replacement.len() > MAX_REPLACEMENT_BYTES) {
+            return Err("it makes very long texts of short ones");
         }
         let trie = units.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
         Ok(Rules { trie, replacements: replacements.to_owned() })

@@ -19,6 +19,9 @@ use super::protobuf::{Fields, Malformed, Value};
 /// Longest piece; `SentencePiece` itself makes them of at most 16 characters unless told otherwise.
 const MAX_PIECE_BYTES: usize = 512;
 
+/// Most pieces; published models have up to 256,000.
+const MAX_PIECES: usize = 1 << 22;
+
 /// What a piece is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -70,6 +73,9 @@ impl Model {
         };
         for field in fields(file) {
             match field? {
+                (1, Value::Bytes(_)) if model.pieces.len() == MAX_PIECES => {
+                    return Err(format!("it has more than {MAX_PIECES} pieces"));
+                }
                 (1, Value::Bytes(piece)) => {
                     let piece = Piece::parse(piece, model.pieces.len())?;
                     model.pieces.push(piece);
@@ -279,3 +285,6 @@ fn text(bytes: &[u8], what: &str) -> Result<String, String> {
         Err(_) => Err(format!("{what} is no UTF-8")),
     }
 }
+
+#[cfg(test)]
+mod tests;

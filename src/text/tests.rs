@@ -323,7 +323,7 @@ fn a_broken_folder_is_told_in_a_sentence() {
         Err(Error::Checkpoint(told)) => told,
         _ => panic!("loaded, or not the checkpoint's fault"),
     };
-    assert_eq!(refusal(), "the model has none of tokenizer.json, tokenizer.model and qwen.tiktoken");
+    assert_eq!(refusal(), "the model has none of tokenizer.json, tokenizer.model, qwen.tiktoken");
     for (name, content) in
         [("qwen.tiktoken", "x"), ("tokenizer.model", "x"), ("tokenizer.json", "{\"version\": \"1.0\", \"mod")]
     {

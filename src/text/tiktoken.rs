@@ -23,6 +23,8 @@ use crate::error::{Error, Result};
 
 /// Longest token, of which a published vocabulary has some of 128.
 const MAX_TOKEN_BYTES: usize = 256;
+/// Bound of the sum of squares of lengths, some 30 times what a published vocabulary has.
+const MAX_WORK: usize = 1 << 28;
 /// Where a text is cut before merging, as `tokenization_qwen.py` beside Qwen's weights has it.
 const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
@@ -86,6 +88,11 @@ fn parse(file: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     }
     if let Some(byte) = (0..=u8::MAX).find(|byte| !ranks.contains_key([*byte].as_slice())) {
         return Err(format!("no token stands for the byte {byte:#04x} alone"));
+    }
+    // Finding what a token is made of takes as many steps as the square of its length.
+    let work: usize = ranks.keys().map(|token| token.len() * token.len()).sum();
+    if work > MAX_WORK {
+        return Err(format!("its {} tokens are too long altogether", ranks.len()));
     }
     let mut tokens = vec![Vec::new(); ranks.len()];
     let n_tokens = tokens.len();
@@ -164,6 +171,41 @@ mod tests {
         for text in ["Z", "Zg=", "Zg", "Z===", "====", "Zm9v=", "Z=9v", "Zm9\n", "é==="] {
             assert_eq!(decode_base64(text.as_bytes()), None, "{text}");
         }
+    }
+
+    /// Base64 of a byte, without a library.
+    fn line(byte: u8, rank: usize) -> String {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let digit = |bits: u8| char::from(DIGITS[usize::from(bits & 63)]);
+        format!("{}{}== {rank}\n", digit(byte >> 2), digit(byte << 4))
+    }
+
+    #[test]
+    fn what_are_no_ranks_is_told() {
+        let bytes: String = (0..=u8::MAX).map(|byte| line(byte, byte.into())).collect();
+        assert_eq!(parse(bytes.as_bytes()).map(|tokens| tokens.len()), Ok(256));
+        assert_eq!(
+            parse(format!("{bytes}\r\nYWI= 256\r\n").as_bytes()).map(|tokens| tokens[256].clone()),
+            Ok(b"ab".to_vec())
+        );
+        let long = "YWFh".repeat(86);
+        for (added, words) in [
+            ("YWI=", "line 257 is not a token in base64 and its rank"),
+            ("YWI= ", "line 257 is not"),
+            ("YWI= -1", "line 257 is not"),
+            ("YWI= 99999999999999999999", "line 257 is not"),
+            ("YW?= 256", "line 257 is not"),
+            ("YQ== 256", "line 257 has a token that an earlier line has"),
+            ("==== 256", "line 257 is not"),
+            ("YWI= 255", "rank 255 is given twice"),
+            ("YWI= 257", "rank 257 is given, of 257 tokens"),
+            (&format!("{long} 256"), "line 257 has a token of 258 bytes; 1 to 256 are read"),
+        ] {
+            let told = parse(format!("{bytes}{added}").as_bytes()).unwrap_err();
+            assert!(told.contains(words), "{told:?} for {words:?}");
+        }
+        assert_eq!(parse(b""), Err("no token stands for the byte 0x00 alone".to_owned()));
+        assert_eq!(parse(&[0xFF; 9]), Err("line 1 is not a token in base64 and its rank".to_owned()));
     }
 
     #[test]

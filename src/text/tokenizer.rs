@@ -16,6 +16,8 @@ use super::pieces::{Pieces, REPLACEMENT};
 use super::settings::{Defaults, Settings, read_file};
 use crate::error::{Error, Result};
 
+/// Files that hold a vocabulary, in the order in which they are looked for.
+const VOCABULARIES: [&str; 3] = ["tokenizer.json", "tokenizer.model", "qwen.tiktoken"];
 /// Ids at or above this are a broken file's: tables over ids are that long.
 const MAX_IDS: u32 = 1 << 24;
 /// Longest prompt, in bytes: some two million tokens, for which the tokenizer takes 200 times as much memory.
@@ -51,18 +53,19 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Checkpoint`] where all are missing, or one is broken.
     pub fn load(folder: &Path) -> Result<Tokenizer> {
-        if let Some(file) = read_file(folder, "tokenizer.json")? {
-            return Tokenizer::from_json(&file, folder);
+        let load: [fn(&[u8], &Path) -> Result<Tokenizer>; 3] =
+            [Tokenizer::from_json, Tokenizer::from_sentencepiece, Tokenizer::from_tiktoken];
+        for (name, load) in VOCABULARIES.into_iter().zip(load) {
+            if let Some(file) = read_file(folder, name)? {
+                return load(&file, folder);
+            }
         }
-        if let Some(file) = read_file(folder, "tokenizer.model")? {
-            return Tokenizer::from_sentencepiece(&file, folder);
-        }
-        if let Some(file) = read_file(folder, "qwen.tiktoken")? {
-            return Tokenizer::from_tiktoken(&file, folder);
-        }
-        Err(Error::Checkpoint(
-            "the model has none of tokenizer.json, tokenizer.model and qwen.tiktoken".to_owned(),
-        ))
+        Err(Error::Checkpoint(format!("the model has none of {}", VOCABULARIES.join(", "))))
+    }
+
+    /// Whether a model folder has a tokenizer.
+    pub fn is_in(folder: &Path) -> bool {
+        VOCABULARIES.iter().any(|name| folder.join(name).exists())
     }
 
     fn from_json(file: &[u8], folder: &Path) -> Result<Tokenizer> {

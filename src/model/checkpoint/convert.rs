@@ -52,8 +52,8 @@ pub fn convert(folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<
             "{index} names files that would get the same name as safetensors"
         )));
     }
-    let n_bytes = |entry: &Entry| entry.n_bytes() as u64;
-    let total: u64 = files.values().flatten().map(|(_, entry)| n_bytes(entry)).sum();
+    check_growth(&files)?;
+    let total: u64 = files.values().flatten().map(|(_, entry)| entry.n_bytes() as u64).sum();
     let mut done = 0;
     let mut partial = Partial { folder, names: Vec::new() };
     for (name, tensors) in &files {
@@ -91,6 +91,21 @@ fn without_duplicates(mut tensors: Vec<(String, Entry)>) -> Vec<(String, Entry)>
         range.is_empty() || seen.insert((range.start, range.end, *dtype, shape.clone(), strides.clone()))
     });
     tensors
+}
+
+/// Tensors that overlap are written in full, but a few numbers must not fill a disk.
+fn check_growth(files: &BTreeMap<String, Vec<(String, Entry)>>) -> Result<()> {
+    for (name, tensors) in files {
+        let needed = tensors.iter().try_fold(0usize, |sum, (_, entry)| sum.checked_add(entry.n_bytes()));
+        let held = tensors.first().map_or(0, |(_, entry)| (*entry.file).as_ref().len());
+        if needed.is_none_or(|needed| needed / 2 > held) {
+            let needed = needed.map_or("far too many".to_owned(), |needed| needed.to_string());
+            return Err(Error::Checkpoint(format!(
+                "{name} is not written: its tensors take {needed} bytes, its file has {held}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl Entry {

@@ -9,6 +9,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use safetensors::tensor::Dtype;
 
+use super::shown;
+
 /// Most values on the stack, in tables and in the memo together: a tensor takes some 30.
 const MAX_VALUES: usize = 1 << 21;
 /// Longest module and name of a Python object.
@@ -154,7 +156,7 @@ impl<'a> Machine<'a> {
             b'c' => {
                 let (module, name) = (program.line()?, program.line()?);
                 let global = Global::named(module, name).ok_or_else(|| {
-                    let name = format!("{module}.{name}").escape_default().to_string();
+                    let name = shown(&format!("{module}.{name}"));
                     format!("it asks for {name}; only what state dicts are made of may stand there")
                 })?;
                 self.push(Value::Global(global))?;
@@ -339,7 +341,7 @@ impl<'a> Machine<'a> {
         for &(key, value) in &self.dicts[table] {
             let (Value::Text(name), Value::Tensor(tensor)) = (key, value) else { continue };
             if !names.insert(name) {
-                return Err(format!("it holds tensor {:.100} twice", name.escape_default()));
+                return Err(format!("it holds tensor {} twice", shown(name)));
             }
             named.push((name, self.tensors[tensor].clone()));
         }

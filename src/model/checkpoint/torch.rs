@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::pickle::{self, View};
 use super::zip::{self, Directory};
-use super::{Backing, Entry, strides};
+use super::{Backing, Entry, shown, strides};
 use crate::error::{Error, Result};
 
 /// Longest pickle: one tensor takes some 200 bytes.
@@ -15,7 +15,8 @@ const LEGACY: [u8; 14] = [0x80, 2, 0x8A, 10, 0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20,
 /// The tensors of a file, in its order.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] naming the file and what is wrong with it, [`Error::Unsupported`] for one of a torch before 1.6.
+/// [`Error::Checkpoint`] naming the file and what is wrong with it; [`Error::Unsupported`] for the format of before
+/// torch 1.6.
 pub(super) fn parse(name: &str, file: Backing) -> Result<Vec<(String, Entry)>> {
     let bytes: &[u8] = (*file).as_ref();
     if bytes.starts_with(&LEGACY) {
@@ -28,9 +29,8 @@ pub(super) fn parse(name: &str, file: Backing) -> Result<Vec<(String, Entry)>> {
     let tensors = pickle::read_tensors(archive.pickle).map_err(wrong)?;
     let mut entries = Vec::with_capacity(tensors.len());
     for (tensor, view) in tensors {
-        let tensor = tensor.to_owned();
-        let told = |what: String| wrong(format!("tensor {:.200}: {what}", tensor.escape_default()));
-        entries.push((tensor.clone(), archive.entry(view, &file).map_err(told)?));
+        let told = |what: String| wrong(format!("tensor {}: {what}", shown(tensor)));
+        entries.push((tensor.to_owned(), archive.entry(view, &file).map_err(told)?));
     }
     Ok(entries)
 }
@@ -71,16 +71,14 @@ impl<'a> Archive<'a> {
     /// Where a tensor is, seen in place.
     fn entry(&self, view: View<'_>, file: &Backing) -> Result<Entry, String> {
         let View { storage, offset, shape, strides } = view;
-        let key = storage.key;
-        let stored = self.files.get(format!("{}data/{key}", self.root).as_str());
-        let stored = stored.ok_or_else(|| format!("its storage {key:.40?} is not in the archive"))?;
+        let stored = self.files.get(format!("{}data/{}", self.root, storage.key).as_str());
+        let key = shown(storage.key);
+        let stored = stored.ok_or_else(|| format!("its storage {key} is not in the archive"))?;
         let size = storage.dtype.bitsize() / 8;
         let n_stored = storage.n_elements;
         if n_stored.checked_mul(size) != Some(stored.len()) {
             let held = stored.len();
-            return Err(format!(
-                "its storage {key:.40?} has {held} bytes for {n_stored} numbers of {size} bytes"
-            ));
+            return Err(format!("its storage {key} has {held} bytes for {n_stored} numbers of {size} bytes"));
         }
         // A view that repeats numbers would take more memory than its file.
         let n_elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));

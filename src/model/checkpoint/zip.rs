@@ -6,6 +6,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::shown;
+
+/// Longest directory: an entry for each tensor of the largest checkpoint takes a tenth.
+const MAX_DIRECTORY_BYTES: usize = 64 << 20;
+
 const LOCAL_HEADER: u32 = 0x0403_4B50;
 const CENTRAL_HEADER: u32 = 0x0201_4B50;
 const END: u32 = 0x0605_4B50;
@@ -33,6 +38,12 @@ pub(super) type Directory<'a> = BTreeMap<&'a str, Range<usize>>;
 /// What is wrong with it, as the end of a sentence.
 pub(super) fn read_directory(archive: &[u8]) -> Result<Directory<'_>, String> {
     let Central { n_files, range } = Central::find(archive)?;
+    if range.len() > MAX_DIRECTORY_BYTES {
+        return Err(format!(
+            "its directory has {} bytes, at most {MAX_DIRECTORY_BYTES} are read",
+            range.len()
+        ));
+    }
     let end = range.start;
     let mut rest = archive.get(range).ok_or("its directory lies outside of it")?;
     let mut files = Directory::new();
@@ -43,7 +54,7 @@ pub(super) fn read_directory(archive: &[u8]) -> Result<Directory<'_>, String> {
         rest = after;
         let bytes = file.locate(archive, end)?;
         if files.insert(file.name()?, bytes).is_some() {
-            return Err(format!("it holds {:.100?} twice", file.name()?));
+            return Err(format!("it holds {} twice", shown(file.name()?)));
         }
     }
     if !rest.is_empty() {
@@ -129,28 +140,22 @@ impl<'a> File<'a> {
 
     /// Where the file's bytes are, before `end`.
     fn locate(&self, archive: &[u8], end: usize) -> Result<Range<usize>, String> {
-        let name = self.name()?;
+        let name = shown(self.name()?);
         let field = |at| u16_at(self.header, at).unwrap_or_default();
         let (flags, method) = (field(8), field(10));
         if flags & 1 != 0 {
-            return Err(format!("{name:.100?} in it is encrypted"));
+            return Err(format!("{name} in it is encrypted"));
         }
         if method != 0 {
-            return Err(format!(
-                "{name:.100?} in it is compressed (method {method}), which torch never does"
-            ));
+            return Err(format!("{name} in it is compressed (method {method}), which torch never does"));
         }
-        let cut = || format!("the entry of {name:.100?} is cut short");
+        let cut = || format!("the entry of {name} is cut short");
         let (stored, size, offset) = self.sizes().ok_or_else(cut)?;
         if stored != size {
-            return Err(format!(
-                "{name:.100?} is said to have {size} bytes, and {stored} as they are stored"
-            ));
+            return Err(format!("{name} is said to have {size} bytes, and {stored} as they are stored"));
         }
         let bytes = self.bytes_behind_local_header(archive, offset, size).filter(|bytes| bytes.end <= end);
-        bytes.ok_or_else(|| {
-            format!("{name:.100?} is said to be at {offset}, {size} bytes long, where it is not")
-        })
+        bytes.ok_or_else(|| format!("{name} is said to be at {offset}, {size} bytes long, where it is not"))
     }
 
     /// Bytes in the archive, bytes of the file, and the offset of its local header: those that do not fit in 32 bits

@@ -79,7 +79,7 @@ fn what_cannot_be_converted_leaves_the_folder_as_it_is() {
     let missing = br#"{"weight_map": {"b": "pytorch_model-1.bin"}}"#;
     let nested = read("nested.bin");
     for (files, words) in [
-        (vec![("pytorch_model.bin", read("code.bin"))], "it asks for posix.system"),
+        (vec![("pytorch_model.bin", read("code.bin"))], "it asks for \"posix.system\""),
         (
             vec![("pytorch_model.bin", nested[..nested.len() - 1].to_vec())],
             "is not a whole file of torch.save",
@@ -101,6 +101,23 @@ fn what_cannot_be_converted_leaves_the_folder_as_it_is() {
         assert_eq!(names_in(folder.path()), before);
     }
     assert_eq!(quietly(folder(&[]).path()).unwrap(), [""; 0]);
+}
+
+/// A few numbers that are part of very many tensors.
+#[test]
+fn what_would_grow_beyond_measure_is_refused() {
+    let tensors: Vec<(String, Entry)> =
+        Format::Torch.parse("x", std::sync::Arc::new(read("nested.bin"))).unwrap();
+    let view = |i: usize| {
+        let (_, entry) = &tensors[0];
+        // No two of them are the same.
+        let shape = [vec![1; i], entry.shape.clone()].concat();
+        (format!("view {i}"), Entry { shape, ..entry.clone() })
+    };
+    let files = |n: usize| BTreeMap::from([("x".to_owned(), (0..n).map(view).collect())]);
+    assert!(check_growth(&files(100)).is_ok());
+    let told = check_growth(&files(300)).unwrap_err().to_string();
+    assert!(told.contains("its tensors take 4800 bytes, its file has 1698"), "{told}");
 }
 
 #[test]

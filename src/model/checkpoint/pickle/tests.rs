@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 
 const TENSOR: &[u8] =
-    b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nHalfStorage\nU\x017U\x03cpuK\x06tQK\x01K\x02K\x02\x86K\x02K\x01\x86\x89}tR";
+    b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nHalfStorage\nU\x017U\x03cpuK\x06tQ\
+    K\x01K\x02K\x02\x86K\x02K\x01\x86\x89}tR";
 
 fn pickle(parts: &[&[u8]]) -> Vec<u8> {
     [b"\x80\x02", parts.concat().as_slice(), b"."].concat()
@@ -40,11 +41,17 @@ fn a_table_of_tensors_is_read_in_its_order() {
 #[test]
 fn what_makes_no_tensor_is_told() {
     for (parts, words) in [
-        (&[&b"cos\nsystem\nU\x02ls\x85R"[..]][..], "at byte 2 of its pickle, it asks for os.system; only"),
-        (&[b"c__builtin__\neval\n"], "it asks for __builtin__.eval"),
-        (&[b"ctorch\nQInt8Storage\n"], "it asks for torch.QInt8Storage"),
-        (&[b"ctorch._utils\n_rebuild_sparse_tensor\n"], "it asks for torch._utils._rebuild_sparse_tensor"),
-        (&[b"c\x1b[31mred\x00\nx\n"], "it asks for \\u{1b}[31mred\\u{0}.x"),
+        (
+            &[&b"cos\nsystem\nU\x02ls\x85R"[..]][..],
+            "at byte 2 of its pickle, it asks for \"os.system\"; only",
+        ),
+        (&[b"c__builtin__\neval\n"], "it asks for \"__builtin__.eval\""),
+        (&[b"ctorch\nQInt8Storage\n"], "it asks for \"torch.QInt8Storage\""),
+        (
+            &[b"ctorch._utils\n_rebuild_sparse_tensor\n"],
+            "it asks for \"torch._utils._rebuild_sparse_tensor\"",
+        ),
+        (&[b"c\x1b[31mred\x00\nx\n"], "it asks for \"\\u{1b}[31mred\\0.x\""),
         (&[b"cno end"], "a name does not end"),
         (&[b"i"], "instruction 0x69 is not one that torch writes"),
         (&[b"\x81"], "instruction 0x81"),
@@ -74,7 +81,7 @@ fn what_makes_no_tensor_is_told() {
         (&[b"K\x01"], "it holds no table of tensors"),
         (&[b"}"], "it holds no tensors"),
         (&[b"}U\x01xK\x01s"], "it holds no tensors"),
-        (&[b"}(U\x01x", TENSOR, b"U\x01x", TENSOR, b"u"], "it holds tensor x twice"),
+        (&[b"}(U\x01x", TENSOR, b"U\x01x", TENSOR, b"u"], "it holds tensor \"x\" twice"),
     ] {
         let told = told(parts);
         assert!(told.contains(words), "{told:?} for {words:?}");
