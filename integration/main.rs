@@ -8,6 +8,7 @@ mod golden;
 mod hostile;
 mod invariance;
 mod launcher;
+mod loading;
 mod neighbours;
 mod process;
 mod protocol;

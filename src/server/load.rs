@@ -344,10 +344,10 @@ fn end_of_text_ids(folder: &Path, of_tokenizer: Option<u32>) -> Result<Arc<[u32]
 
 /// The folder's tokenizer; beside random weights, one that is made where the folder has none.
 fn tokenizer(format: LoadFormat, folder: &Path, vocab: usize) -> Result<Tokenizer> {
-    if format == LoadFormat::Auto || folder.join("tokenizer.json").exists() {
+    if format == LoadFormat::Auto || Tokenizer::is_in(folder) {
         return Tokenizer::load(folder);
     }
-    tracing::info!("the model has no tokenizer.json: one is made, as the weights are");
+    tracing::info!("the model has no tokenizer: one is made, as the weights are");
     let named = |key| named_ids(folder, "config.json", key);
     let n_ids = u32::try_from(vocab).unwrap_or(u32::MAX);
     Tokenizer::generated(n_ids, named("bos_token_id")?.first().copied(), &named("eos_token_id")?)

@@ -172,7 +172,8 @@ fn sound_configs_resolve() {
 #[test]
 fn every_family_has_a_fixture() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/fixtures");
-    let configs = std::fs::read_dir(folder).unwrap().filter_map(|entry| read_config(&entry.unwrap().path()).ok());
+    let configs =
+        std::fs::read_dir(folder).unwrap().filter_map(|entry| read_config(&entry.unwrap().path()).ok());
     let fixtures: Vec<Value> = configs.map(|config| config["architectures"][0].clone()).collect();
     for family in FAMILIES {
         let has_one = family.architectures.iter().any(|name| fixtures.iter().any(|fixture| fixture == name));
