@@ -408,10 +408,9 @@ int kv_norm(const kv_norm_params *params, kv_stream stream);
 
 /* ---- rope_store.cu ---- */
 
-/* The norm of each head's query or key. */
+/* The norm of each head's query or key, without a bias. */
 typedef struct {
   const void *weight;   /* [head_dim], or [heads][head_dim] */
-  const void *bias;     /* as weight, or null; of KV_LAYER */
   int32_t head_stride;  /* head_dim where each head has its own weight; 0 where they share one */
 } kv_head_norm;
 

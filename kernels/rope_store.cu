@@ -123,8 +123,6 @@ __global__ void __launch_bounds__(kHeadWarps *kWarp) norm_rope_store(kv_rope_sto
     const kv_head_norm &norm = is_query ? p.query_norm : p.key_norm;
     const int64_t offset = static_cast<int64_t>(head - (is_query ? 0 : p.heads)) * norm.head_stride;
     const Two *const weight = reinterpret_cast<const Two *>(static_cast<const T *>(norm.weight) + offset);
-    const Two *const bias =
-        norm.bias == nullptr ? nullptr : reinterpret_cast<const Two *>(static_cast<const T *>(norm.bias) + offset);
     float mean = 0.f;
     if (p.kind == KV_LAYER) {
       mean = warp_sum(sum) / p.head_dim;
@@ -143,9 +141,8 @@ __global__ void __launch_bounds__(kHeadWarps *kWarp) norm_rope_store(kv_rope_sto
       const int pair = i * kWarp + lane;
       if (pair >= n_pairs) continue;
       const float2 factor = to_float2(weight[pair]);
-      const float2 shift = bias != nullptr ? to_float2(bias[pair]) : make_float2(0.f, 0.f);
-      x[i] = make_float2((x[i].x - mean) * scale * (factor.x + plus) + shift.x,
-                         (x[i].y - mean) * scale * (factor.y + plus) + shift.y);
+      x[i] = make_float2((x[i].x - mean) * scale * (factor.x + plus),
+                         (x[i].y - mean) * scale * (factor.y + plus));
     }
   }
   float2 *const shared = heads_of_block[warp];

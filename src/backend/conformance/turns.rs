@@ -42,36 +42,26 @@ struct Case {
     log_n: Option<u32>,
 }
 
-/// Weights and biases of a norm of so many heads, as rows of one head each.
-struct HeadWeights {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-}
+/// Weights of a norm of so many heads, or of one for all.
+struct HeadWeights(Vec<f32>);
 
 impl HeadWeights {
     fn new(case: &Case, heads: usize, seed: u32) -> HeadWeights {
         let d = case.heads.head_dim;
-        let n = if case.per_head { heads * d } else { d };
-        let biased = case.norm.is_some_and(has_bias);
-        HeadWeights {
-            weight: numbers(n, seed),
-            bias: if biased { numbers(n, seed + 1) } else { vec![0.0; n] },
-        }
+        HeadWeights(numbers(if case.per_head { heads * d } else { d }, seed))
     }
 
     fn upload<B: Probe>(&self, backend: &B, case: &Case) -> Option<B::Norm> {
         let (kind, d) = (case.norm?, case.heads.head_dim);
-        let shape = if case.per_head { vec![self.weight.len() / d, d] } else { vec![d] };
-        let weight = stored(DType::F32, &shape, &self.weight);
-        let bias = has_bias(kind).then(|| stored(DType::F32, &shape, &self.bias));
-        Some(backend.norm_weight(kind, &weight, bias.as_ref()).unwrap())
+        let shape = if case.per_head { vec![self.0.len() / d, d] } else { vec![d] };
+        Some(backend.norm_weight(kind, &stored(DType::F32, &shape, &self.0), None).unwrap())
     }
 
     fn normed(&self, case: &Case, head: usize, x: &[f64]) -> Vec<f64> {
         let Some(kind) = case.norm else { return x.to_vec() };
         let d = x.len();
         let at = if case.per_head { head * d } else { 0 };
-        normed(kind, x, &wide(&self.weight[at..at + d]), &wide(&self.bias[at..at + d]))
+        normed(kind, x, &wide(&self.0[at..at + d]), &vec![0.0; d])
     }
 }
 
@@ -166,7 +156,8 @@ pub fn every_rotary_width<B: Probe>(backend: &B) {
 
 pub fn every_norm_of_heads<B: Probe>(backend: &B) {
     for (head_dim, width) in WIDTHS {
-        for norm in KINDS.map(Some) {
+        // Heads have no biases.
+        for norm in KINDS.into_iter().filter(|&kind| !has_bias(kind)).map(Some) {
             for per_head in [false, true] {
                 let heads = Heads { heads: 6, kv_heads: 2, head_dim };
                 check(backend, Case { heads, width, rope: 0, norm, per_head, log_n: None });

@@ -403,7 +403,6 @@ pub struct NormRows {
 #[derive(Debug, Clone, Copy)]
 pub struct HeadNorm {
     pub weight: *const c_void,
-    pub bias: *const c_void,
     pub head_stride: i32,
 }
 

@@ -29,7 +29,7 @@ impl NormWeight {
     /// As the norm of each head.
     pub fn of_heads(&self) -> ffi::HeadNorm {
         let head_stride = if self.n_heads > 1 { self.width as i32 } else { 0 };
-        ffi::HeadNorm { weight: self.weight.ptr(), bias: self.bias_ptr(), head_stride }
+        ffi::HeadNorm { weight: self.weight.ptr(), head_stride }
     }
 }
 

@@ -166,4 +166,4 @@ fn recognise(config: &Config<'_>) -> Result<&'static Family> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -39,6 +39,11 @@ fn tiny() -> Vec<Tiny> {
     serde_json::from_str(include_str!("tests/tiny.json")).unwrap()
 }
 
+/// The tiny file of every family.
+pub(crate) fn tiny_configs() -> Vec<Value> {
+    tiny().into_iter().map(|tiny| tiny.config).collect()
+}
+
 /// The tiny file of an architecture, with other values for some keys.
 pub(super) fn config_of(architecture: &str, change: Value) -> Value {
     let mut files = tiny().into_iter();
