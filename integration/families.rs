@@ -65,19 +65,14 @@ families! {
     yi: "yi" on [2, 4];
     internlm: "internlm" on [2, 4];
     mixtral: "mixtral" on [2, 4];
-    qwen: "qwen" on [2, 4];
     qwen3: "qwen3" on [2, 4];
     qwen3_with_experts: "qwen3-moe" on [2, 4];
-    deepseek_v2_lite: "deepseek-v2-lite" on [2, 4];
-    deepseek_v2: "deepseek-v2" on [2];
-    deepseek_v3: "deepseek-v3" on [2];
+    deepseek_v2: "deepseek-v2" on [2, 4];
+    deepseek_v3: "deepseek-v3" on [2, 4];
     gemma2: "gemma2" on [2, 4];
-    gemma3: "gemma3" on [2, 4];
-    gpt_oss: "gpt-oss" on [2, 4];
     phi3: "phi3" on [2, 4];
     phi3_with_two_sets_of_frequencies: "phi3-longrope" on [2, 4];
     phi4_mini: "phi4-mini" on [2, 4];
-    command_r_plus: "cohere-qk-norm" on [2, 4];
     stablelm: "stablelm" on [2, 4];
     stablelm_in_parallel: "stablelm-parallel" on [2, 4];
     minicpm: "minicpm" on [2, 4];
@@ -86,9 +81,6 @@ families! {
     baichuan2_7b: "baichuan2-7b" on [2, 4];
     baichuan2_13b: "baichuan2-13b" on [2];
     chatglm2: "chatglm2" on [2, 4];
-    bloom: "bloom" on [2];
-    starcoder: "gpt-bigcode" on [2, 4];
     starcoder2: "starcoder2" on [2, 4];
     falcon_7b: "falcon" on [];
-    falcon_40b: "falcon-groups" on [2, 4];
 }
