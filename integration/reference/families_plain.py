@@ -165,13 +165,13 @@ SPECS = [
         },
     ),
     Spec(
-        "bloom-residual",
-        bloom(apply_residual_connection_post_layernorm=True, num_attention_heads=4, n_embed=32, vocab_size=320),
-        "BLOOM whose residual starts from the norm's output, tensors named without their prefix",
+        "bloom-bare",
+        bloom(num_attention_heads=4, n_embed=32, vocab_size=320),
+        "BLOOM as some public files have it: tensors named without their prefix",
         storage="bfloat16",
         rename=((r"^transformer\.", ""),),
         rules=(LOUD,),
-        faults={"residual before the norm": Fault({"apply_residual_connection_post_layernorm": False})},
+        faults={"final norm bias dropped": dropped(r"ln_f\.bias")},
     ),
     Spec(
         "gpt-bigcode",
