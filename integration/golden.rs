@@ -3,6 +3,8 @@
 //! An executor returns no logits, so distributions are compared: greedy sampling that reports the whole vocabulary gives
 //! the log-softmax of a position's logits, and targets give single entries of it.
 
+use std::fs;
+
 use kvshard::backend::step::{Feed, Row, Sampled, StepInput};
 use kvshard::ids::Lane;
 use kvshard::model::Device;
@@ -12,6 +14,7 @@ use kvshard::model::families;
 use kvshard::model::plan::{MemoryPlan, PlanOptions};
 use kvshard::model::weights::Weights;
 
+use crate::support::fixture;
 use crate::support::golden::{Golden, Prompt, log_softmax, prefill, run};
 use crate::support::oracle::Oracle;
 
@@ -127,6 +130,8 @@ fn check(name: &str, worlds: &[usize]) {
 /// A test for each fixture, on each number of ranks among which its heads and neurons divide.
 macro_rules! goldens {
     ($($test:ident: $fixture:literal on $worlds:expr;)+) => {
+        const CHECKED: &[&str] = &[$($fixture),+];
+
         $(#[test]
         fn $test() {
             check($fixture, &$worlds);
@@ -148,6 +153,7 @@ goldens! {
     yi: "yi" on [1, 2, 4, 8];
     yi_with_its_first_names: "yi-ln" on [1, 2, 4];
     qwen: "qwen" on [1, 2, 4];
+    qwen_of_the_first_revision: "qwen-first" on [1, 2, 4];
     qwen2_tied_with_windows_switched_off: "qwen2" on [1, 2, 4];
     qwen2_with_windows_on_some_layers: "qwen2-window" on [1, 2, 4];
     qwen3: "qwen3" on [1, 2, 4];
@@ -157,6 +163,7 @@ goldens! {
     deepseek_v3: "deepseek-v3" on [1, 2, 4];
     gemma2: "gemma2" on [1, 2, 4];
     gemma3: "gemma3" on [1, 2, 4];
+    gemma3_beside_a_vision_tower: "gemma3-wrapped" on [1, 2, 4];
     gpt_oss: "gpt-oss" on [1, 2, 4];
     phi3: "phi3" on [1, 2, 4];
     phi3_with_two_sets_of_frequencies: "phi3-longrope" on [1, 2, 4];
@@ -166,6 +173,7 @@ goldens! {
     stablelm: "stablelm" on [1, 2, 4];
     stablelm_in_parallel: "stablelm-parallel" on [1, 2, 4];
     minicpm: "minicpm" on [1, 2, 4];
+    granite: "granite" on [1, 2, 4];
     internlm: "internlm" on [1, 2, 4];
     internlm_of_later_revisions: "internlm-rotary" on [1, 2, 4];
     baichuan_7b: "baichuan-7b" on [1, 2, 4];
@@ -181,6 +189,15 @@ goldens! {
     starcoder2: "starcoder2" on [1, 2, 4];
     falcon_7b: "falcon" on [1];
     falcon_40b: "falcon-groups" on [1, 2, 4];
+}
+
+#[test]
+fn every_fixture_is_checked() {
+    for entry in fs::read_dir(fixture("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(CHECKED.contains(&name) || !path.join("golden.json").exists(), "{name}");
+    }
 }
 
 /// The oracle of the schedules is itself right.

@@ -401,7 +401,8 @@ pub trait Backend: Sized {
     /// The rope parts of the queries `[tokens, heads · (nope + rope)]`, turned, become the last `rope_dim` numbers of each
     /// head of `absorbed` `[tokens, heads · (kv_rank + rope_dim)]`; the normed latent and the turned key of `latents`
     /// `[tokens, kv_rank + rope_dim]` are stored in the slots of their positions, but for those below
-    /// [`step::Row::store_from`]. `attention.heads` are those of this rank.
+    /// [`step::Row::store_from`]. They turn by the first of [`StepShape::frequencies`]. `attention.heads` are those of
+    /// this rank.
     #[allow(clippy::too_many_arguments)]
     fn store_latent(
         &self,

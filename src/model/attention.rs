@@ -35,7 +35,10 @@ impl<B: Backend> Attention<B> {
         number: usize,
         layer: &Layer,
     ) -> Result<Attention<B>> {
-        use LayerRole::*;
+        use LayerRole::{
+            AttentionPostNorm, Key, KeyBias, KeyNorm, OutputBias, Query, QueryBias, QueryNorm, Value,
+            ValueBias,
+        };
         let HeadAttention { head_dim, qkv_bias, out_bias, scale, softcap, log_n, .. } = *attention;
         let projection = |roles| upload.cut_outputs(number, spec.hidden, roles, qkv_bias);
         let parts =
@@ -56,19 +59,19 @@ impl<B: Backend> Attention<B> {
             kind.map(|kind| upload.layer_norm(kind, number, role)).transpose()
         };
         let norms = norm(QueryNorm)?.zip(norm(KeyNorm)?);
-        let first_head = upload.shard.rank * heads.heads;
-        let slopes = (spec.positions == Positions::Alibi)
-            .then(|| {
-                upload.backend.vector(&alibi_slopes(attention.heads)[first_head..first_head + heads.heads])
-            })
-            .transpose()?;
+        let slopes = match spec.positions {
+            Positions::Alibi => Some(own_slopes(upload, attention.heads, heads.heads)?),
+            Positions::Rope(_) | Positions::Learned => None,
+        };
         let sinks = match attention.sinks {
-            self::Sinks::Absent => None,
-            self::Sinks::Present => {
-                Some(upload.backend.stored_vector(&upload.part(Role::Layer(number, Sinks))?)?)
+            Sinks::Absent => None,
+            Sinks::Present => {
+                let part = upload.part(Role::Layer(number, LayerRole::Sinks))?;
+                Some(upload.backend.stored_vector(&part)?)
             }
         };
-        let out = upload.cut_inputs(number, heads.query_width(), (Output, OutputBias), out_bias)?;
+        let out =
+            upload.cut_inputs(number, heads.query_width(), (LayerRole::Output, OutputBias), out_bias)?;
         Ok(Attention {
             heads,
             mask: layer.mask,
@@ -80,7 +83,7 @@ impl<B: Backend> Attention<B> {
             softcap,
             slopes,
             sinks,
-            out: self::Output::load(upload, spec, number, out, AttentionPostNorm)?,
+            out: Output::load(upload, spec, number, out, AttentionPostNorm)?,
         })
     }
 
@@ -122,6 +125,14 @@ impl<B: Backend> Attention<B> {
         let (out, product) = self.out.product();
         vec![("qkv", &self.qkv, Product::Stored), ("out", out, product)]
     }
+}
+
+/// The slopes of a rank's heads, which follow from their numbers in the whole layer.
+fn own_slopes<B: Backend>(upload: &Upload<B>, all: usize, own: usize) -> Result<B::Vector> {
+    let slopes = alibi_slopes(all);
+    let first = upload.shard.rank * own;
+    let own = slopes.get(first..first + own);
+    upload.backend.vector(own.ok_or_else(|| Error::Bug(format!("heads from {first} on of {all}")))?)
 }
 
 /// The slopes of all heads (Press et al., arXiv 2108.12409, and its code for numbers of heads that are no power of

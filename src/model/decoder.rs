@@ -1,7 +1,7 @@
 //! The forward pass, once for every family and every backend.
 
 use super::kv::KvPool;
-use super::layer::Layer;
+use super::layer::{Layer, NamedProduct};
 use super::names::Role;
 use super::spec::{DecoderSpec, Head, Logits, Positions};
 use super::upload::Upload;
@@ -128,10 +128,9 @@ impl<B: Backend> Decoder<B> {
     /// those of logits.
     pub fn tuned(&self, rows: &[usize], logit_rows: &[usize]) -> Vec<Tuned<'_, B>> {
         let mut tuned: Vec<Tuned<'_, B>> = Vec::new();
-        let mut shapes: Vec<(&'static str, Option<MlpWidth>)> = Vec::new();
+        let mut shapes = Vec::new();
         for layer in &self.layers {
-            for (name, weight, product) in layer.products() {
-                let shape = (name, layer.mlp_width());
+            for NamedProduct { shape, weight, product } in layer.products() {
                 match shapes.iter().position(|known| *known == shape) {
                     Some(number) => tuned[number].weights.push(weight),
                     None => {

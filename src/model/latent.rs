@@ -39,7 +39,10 @@ impl<B: Backend> Latent<B> {
         number: usize,
         layer: &Layer,
     ) -> Result<Latent<B>> {
-        use LayerRole::*;
+        use LayerRole::{
+            AttentionPostNorm, KeyUp, KvDown, KvDownNorm, OutputBias, Query, QueryDown, QueryDownNorm,
+            ValueUp,
+        };
         let LatentAttention { query_rank, kv_rank, nope_dim, value_dim, norm, .. } = *attention;
         let whole = |inputs, role| {
             let part = upload.linear_part(inputs, Role::Layer(number, role), None)?;
@@ -68,7 +71,8 @@ impl<B: Backend> Latent<B> {
             .collect();
         let values: Vec<_> =
             (0..heads).map(|head| value_up.cut_rows(head * value_dim..(head + 1) * value_dim)).collect();
-        let out = upload.cut_inputs(number, heads * value_dim, (Output, OutputBias), Bias::Absent)?;
+        let out =
+            upload.cut_inputs(number, heads * value_dim, (LayerRole::Output, OutputBias), Bias::Absent)?;
         Ok(Latent {
             attention: LatentAttention { heads, kv_rank, ..*attention },
             mask: layer.mask,
@@ -78,7 +82,7 @@ impl<B: Backend> Latent<B> {
             kv_norm: upload.layer_norm(norm, number, KvDownNorm)?,
             key_up: upload.backend.head_weight(&keys)?,
             value_up: upload.backend.head_weight(&values)?,
-            out: self::Output::load(upload, spec, number, out, AttentionPostNorm)?,
+            out: Output::load(upload, spec, number, out, AttentionPostNorm)?,
         })
     }
 

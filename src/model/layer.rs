@@ -31,8 +31,16 @@ enum AnyMlp<B: Backend> {
     Experts(Experts<B>),
 }
 
-/// A linear layer by name, and what becomes of its products.
-pub type NamedProduct<'a, B> = (&'static str, &'a <B as Backend>::Weight, Product);
+/// A linear layer, and what becomes of its products. Those of one name and one MLP's width have the same shape in all
+/// layers.
+pub struct NamedProduct<'a, B: Backend> {
+    /// What it is called, and the width of the MLP that it is of.
+    pub shape: (&'static str, Option<MlpWidth>),
+    /// The layer.
+    pub weight: &'a B::Weight,
+    /// What becomes of its products.
+    pub product: Product,
+}
 
 impl<B: Backend> Layer<B> {
     /// Takes the layer's tensors to the device.
@@ -142,16 +150,19 @@ impl<B: Backend> Layer<B> {
         }
     }
 
-    /// The linear layers. Of one name and one [`Layer::mlp_width`] all layers have the same shape.
+    /// The linear layers, but for those of experts, which run together.
     pub fn products(&self) -> Vec<NamedProduct<'_, B>> {
-        let mut products = match &self.attention {
+        let of_attention = match &self.attention {
             AnyAttention::Heads(attention) => attention.products(),
             AnyAttention::Latent(attention) => attention.products(),
         };
-        match &self.mlp {
-            AnyMlp::One(mlp) => products.extend(mlp.products()),
-            AnyMlp::Experts(experts) => products.extend(experts.shared().into_iter().flat_map(Mlp::products)),
-        }
-        products
+        let mlp = match &self.mlp {
+            AnyMlp::One(mlp) => Some(mlp),
+            AnyMlp::Experts(experts) => experts.shared(),
+        };
+        let named =
+            |width| move |(name, weight, product)| NamedProduct { shape: (name, width), weight, product };
+        let of_mlp = mlp.into_iter().flat_map(|mlp| mlp.products().into_iter().map(named(Some(mlp.width))));
+        of_attention.into_iter().map(named(None)).chain(of_mlp).collect()
     }
 }

@@ -201,3 +201,6 @@ pub struct View {
     /// Numbers from a stored column to the next.
     pub column_stride: usize,
 }
+
+#[cfg(test)]
+mod tests;

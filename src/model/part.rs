@@ -2,10 +2,15 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::checkpoint::StoredTensor;
 use super::layout::View;
 use super::runs::Runs;
 use crate::error::{Error, Result};
+
+/// Rows that are gathered together: where columns are what lies together, they share what memory is read at once.
+const ROWS_AT_ONCE: usize = 32;
 
 /// A matrix inside a stored tensor. A vector is a matrix of one column. Number `(i, j)` is the tensor's number
 /// `first + rows[i] · row_stride + columns[j] · column_stride`.
@@ -126,13 +131,81 @@ impl TensorPart {
         bytes
             .try_reserve_exact(n_bytes)
             .map_err(|_| Error::Exhausted(format!("no memory for {n_bytes} bytes of weights")))?;
+        bytes.resize(n_bytes, 0);
         let stored = self.tensor.bytes();
-        for row in self.rows.iter() {
-            for column in self.columns.iter() {
-                let at = self.number(row, column) * size;
-                bytes.extend_from_slice(&stored[at..at + size]);
-            }
-        }
+        let rows: Vec<usize> = self.rows.iter().collect();
+        let columns: Vec<usize> = self.columns.iter().collect();
+        let width = columns.len() * size;
+        bytes.par_chunks_mut((ROWS_AT_ONCE * width).max(1)).zip(rows.par_chunks(ROWS_AT_ONCE)).for_each(
+            |(out, rows)| {
+                for (j, &column) in columns.iter().enumerate() {
+                    for (i, &row) in rows.iter().enumerate() {
+                        let at = self.number(row, column) * size;
+                        out[i * width + j * size..][..size].copy_from_slice(&stored[at..at + size]);
+                    }
+                }
+            },
+        );
         Ok(TensorPart::whole(StoredTensor::from_bytes(self.tensor.dtype, shape, bytes)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::checkpoint::{DType, Random};
+
+    /// `[rows, columns]` of 0, 1, 2, ….
+    fn counted(rows: usize, columns: usize) -> StoredTensor {
+        let bytes = (0..rows * columns).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        StoredTensor::from_bytes(DType::F32, vec![rows, columns], bytes).unwrap()
+    }
+
+    fn numbers(part: &TensorPart) -> Vec<f32> {
+        let gathered = part.gathered().unwrap();
+        assert_eq!((gathered.rows.len(), gathered.columns.len()), (part.rows.len(), part.columns.len()));
+        gathered.tensor.bytes().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn parts_of_parts_and_their_mirror() {
+        let whole = TensorPart::whole(counted(4, 3));
+        let part = whole.cut(1..4, 1..3);
+        assert_eq!(numbers(&part), [4.0, 5.0, 7.0, 8.0, 10.0, 11.0]);
+        assert_eq!(numbers(&part.cut_rows(2..3)), [10.0, 11.0]);
+        let mirror = part.clone().transposed();
+        assert_eq!(numbers(&mirror), [4.0, 7.0, 10.0, 5.0, 8.0, 11.0]);
+        assert_eq!(numbers(&mirror.cut(1..2, 0..2)), [5.0, 8.0]);
+        assert!(part.has_dense_rows() && !mirror.has_dense_rows());
+        // A vector is a matrix of one column, and the other way round.
+        assert!(TensorPart::whole(counted(4, 1)).transposed().has_dense_rows());
+        assert_eq!(numbers(&whole.cut(2..2, 0..3)), [0f32; 0]);
+    }
+
+    #[test]
+    fn what_lies_outside_the_tensor_is_refused() {
+        let whole = TensorPart::whole(counted(4, 3));
+        whole.check().unwrap();
+        let outside = [
+            TensorPart::rectangle(counted(4, 3), 0..5, 0..3),
+            TensorPart::rectangle(counted(4, 3), 3..4, 1..4),
+            TensorPart { first: 1, ..whole.clone() },
+            TensorPart { row_stride: usize::MAX, ..whole.clone() },
+            TensorPart { column_stride: 5, ..whole },
+        ];
+        for part in outside {
+            let text = part.check().unwrap_err().to_string();
+            assert!(text.contains("do not lie in a tensor of shape [4, 3] in 48 bytes"), "{text}");
+            assert!(part.gathered().is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_made_stays_so() {
+        let random = Random::Uniform { stream: 100, reach: 2.0 };
+        let part = TensorPart::whole(StoredTensor::unmade(DType::BF16, vec![4, 3], random)).cut(2..4, 1..2);
+        let gathered = part.gathered().unwrap();
+        assert_eq!(gathered.tensor.random(), Some(Random::Uniform { stream: 107, reach: 2.0 }));
+        assert_eq!((gathered.rows.len(), gathered.columns.len()), (2, 1));
     }
 }

@@ -137,8 +137,7 @@ impl Sum {
     }
 }
 
-/// Weights of a rank: those of a decoder with its heads, neurons and vocabulary. Where the KV heads do not divide, a
-/// rank has as many queries of each as its part says.
+/// Weights of a rank: those of a decoder with its heads, neurons and vocabulary.
 fn n_parameters_of(spec: &DecoderSpec, part: &Partition) -> Result<u64> {
     let mut own = spec.clone();
     match &mut own.attention {

@@ -53,17 +53,21 @@ impl NormWeight {
     pub fn head(&self, head: usize, x: &mut [f32]) {
         let (mean, scale) = self.statistics(x);
         let first = if self.weight.len() > x.len() { head * x.len() } else { 0 };
-        for (x, weight) in x.iter_mut().zip(&self.weight[first..]) {
-            *x = weight * ((*x - mean) * scale);
+        for (column, x) in x.iter_mut().enumerate() {
+            *x = self.weighted(first + column, (*x - mean) * scale);
         }
     }
 
     fn each(&self, x: &[f32], mut put: impl FnMut(usize, f32)) {
         let (mean, scale) = self.statistics(x);
-        for (column, (x, weight)) in x.iter().zip(&self.weight).enumerate() {
-            let normed = weight * ((x - mean) * scale);
-            put(column, self.bias.get(column).map_or(normed, |bias| normed + bias));
+        for (column, x) in x.iter().enumerate() {
+            put(column, self.weighted(column, (x - mean) * scale));
         }
+    }
+
+    fn weighted(&self, column: usize, x: f32) -> f32 {
+        let weighted = self.weight[column] * x;
+        self.bias.get(column).map_or(weighted, |bias| weighted + bias)
     }
 
     /// What is taken from a number, and by what it is multiplied then.

@@ -358,7 +358,7 @@ fn epilogue(product: Product) -> i32 {
 }
 
 /// The non-linearity as the kernels know it; any where there is none.
-fn activation_code(product: Product) -> i32 {
+pub(super) fn activation_code(product: Product) -> i32 {
     let (Product::Gated(activation) | Product::Activated(activation)) = product else { return ffi::KV_SILU };
     match activation {
         Activation::Silu => ffi::KV_SILU,
@@ -374,7 +374,7 @@ fn is_library_gelu(product: Product) -> bool {
 }
 
 /// The bound of gates that have one.
-fn limit(product: Product) -> f32 {
+pub(super) fn limit(product: Product) -> f32 {
     match product {
         Product::Gated(Activation::ClampedSwiglu { limit }) => limit,
         _ => 0.0,

@@ -9,9 +9,11 @@
 #[cfg(test)]
 mod conformance;
 mod device;
+mod experts;
 mod ffi;
 mod graph;
 mod lanes;
+mod latent;
 mod linear;
 mod norm;
 mod results;
@@ -24,7 +26,6 @@ mod tune;
 mod weight;
 
 use std::cell::OnceCell;
-use std::convert::Infallible;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -48,7 +49,9 @@ use tensor::Numbers;
 use weight::Uploader;
 
 pub use device::{probe, total_bytes};
+pub use experts::{ExpertsRoom, ExpertsWeight};
 pub use graph::Graph;
+pub use latent::HeadWeight;
 pub use norm::NormWeight;
 pub use step::Step;
 pub use tensor::Tensor;
@@ -63,13 +66,13 @@ pub struct Cuda {
     uploader: OnceCell<Uploader>,
 }
 
-/// Keys and values of one layer, `[slots, width]` each.
+/// Keys and values of one layer, `[slots, width]` each; or rows of latents, as keys without values.
 pub struct Kv {
     keys: Buffer,
     values: Buffer,
-    /// Numbers of either.
+    /// Numbers of each.
     #[cfg(test)]
-    n_numbers: usize,
+    n_numbers: [usize; 2],
 }
 
 impl Cuda {
@@ -137,9 +140,9 @@ impl Backend for Cuda {
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
-    type HeadWeight = Infallible;
-    type Experts = Infallible;
-    type ExpertsRoom = Infallible;
+    type HeadWeight = HeadWeight;
+    type Experts = ExpertsWeight;
+    type ExpertsRoom = ExpertsRoom;
     type Vector = Buffer;
     type Kv = Kv;
     type Step = Step;
@@ -156,19 +159,21 @@ impl Backend for Cuda {
     fn supports(&self, spec: &DecoderSpec) -> Result<()> {
         let unsupported = |what: String| Err(Error::Unsupported(what));
         // Exhaustive, so that a new variant is a decision here.
-        let Attention::Heads(HeadAttention { head_dim, .. }) = spec.attention else {
-            return unsupported("latent attention on the GPU".into());
-        };
+        match spec.attention {
+            Attention::Heads(HeadAttention { head_dim, .. }) => {
+                if !head_dim.is_multiple_of(2) || head_dim > 256 {
+                    return unsupported(format!(
+                        "heads of {head_dim} numbers: the GPU's attention takes even widths up to 256"
+                    ));
+                }
+            }
+            Attention::Latent(attention) => latent::supports(&attention)?,
+        }
         for layer in &spec.layers {
             match layer.mlp {
                 Mlp::Gated { .. } | Mlp::Plain { .. } => {}
-                Mlp::Experts(_) => return unsupported("experts on the GPU".into()),
+                Mlp::Experts(of) => experts::supports(&of)?,
             }
-        }
-        if !head_dim.is_multiple_of(2) || head_dim > 256 {
-            return unsupported(format!(
-                "heads of {head_dim} numbers: the GPU's attention takes even widths up to 256"
-            ));
         }
         let widest = spec.hidden;
         if widest > 16_384 {
@@ -203,16 +208,16 @@ impl Backend for Cuda {
         self.uploader()?.normalised_weight(part, scale)
     }
 
-    fn head_weight(&self, _heads: &[TensorPart]) -> Result<Infallible> {
-        Err(Error::Unsupported("latent attention on the GPU".into()))
+    fn head_weight(&self, heads: &[TensorPart]) -> Result<HeadWeight> {
+        self.new_head_weight(heads)
     }
 
-    fn experts_weight(&self, _spec: &Experts, _hidden: usize, _parts: &ExpertParts) -> Result<Infallible> {
-        Err(Error::Unsupported("experts on the GPU".into()))
+    fn experts_weight(&self, spec: &Experts, hidden: usize, parts: &ExpertParts) -> Result<ExpertsWeight> {
+        self.new_experts(spec, hidden, parts)
     }
 
-    fn experts_room(&self, _spec: &Experts, _hidden: usize, _width: usize, _rows: usize) -> Result<Infallible> {
-        Err(Error::Unsupported("experts on the GPU".into()))
+    fn experts_room(&self, spec: &Experts, hidden: usize, width: usize, rows: usize) -> Result<ExpertsRoom> {
+        self.new_experts_room(spec, hidden, width, rows)
     }
 
     fn vector(&self, numbers: &[f32]) -> Result<Buffer> {
@@ -224,17 +229,20 @@ impl Backend for Cuda {
     }
 
     fn kv(&self, n_slots: usize, rows: KvRows) -> Result<Kv> {
-        let KvRows::KeysValues { width } = rows else {
-            return Err(Error::Unsupported("latent attention on the GPU".into()));
+        let (width, values) = match rows {
+            KvRows::KeysValues { width } => (width, width),
+            KvRows::Latent { width } => (width, 0),
         };
-        let n_bytes = n_slots.checked_mul(width * 2);
-        let n_bytes = n_bytes.ok_or_else(|| Error::Exhausted(format!("{n_slots} slots exceed 64 bits")))?;
-        let (keys, values) = (self.device.alloc(n_bytes)?, self.device.alloc(n_bytes)?);
+        let room = |width: usize| {
+            let n_bytes = n_slots.checked_mul(width * 2);
+            let n_bytes = n_bytes.ok_or_else(|| Error::Exhausted(format!("{n_slots} slots exceed 64 bits")))?;
+            self.device.alloc(n_bytes)
+        };
         Ok(Kv {
-            keys,
-            values,
+            keys: room(width)?,
+            values: room(values)?,
             #[cfg(test)]
-            n_numbers: n_slots * width,
+            n_numbers: [n_slots * width, n_slots * values],
         })
     }
 
@@ -354,19 +362,19 @@ impl Backend for Cuda {
         self.linear.run(&Call { weight, product, rows, x, out, scratch: None })
     }
 
-    fn linear_heads(&self, weight: &Infallible, _rows: usize, _x: &Tensor, _out: &mut Tensor) -> Result<()> {
-        match *weight {}
+    fn linear_heads(&self, weight: &HeadWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.run_linear_heads(weight, rows, x, out)
     }
 
     fn experts(
         &self,
-        experts: &Infallible,
-        _rows: usize,
-        _x: &Tensor,
-        _room: &mut Infallible,
-        _out: &mut Tensor,
+        experts: &ExpertsWeight,
+        rows: usize,
+        x: &Tensor,
+        room: &mut ExpertsRoom,
+        out: &mut Tensor,
     ) -> Result<()> {
-        match *experts {}
+        self.run_experts(experts, rows, x, room, out)
     }
 
     fn rope_store(
@@ -419,27 +427,27 @@ impl Backend for Cuda {
 
     fn store_latent(
         &self,
-        _attention: &LatentAttention,
-        _norm: &NormWeight,
-        _step: &Step,
-        _queries: &Tensor,
-        _absorbed: &mut Tensor,
-        _latents: &Tensor,
-        _kv: &mut Kv,
+        attention: &LatentAttention,
+        norm: &NormWeight,
+        step: &Step,
+        queries: &Tensor,
+        absorbed: &mut Tensor,
+        latents: &Tensor,
+        kv: &mut Kv,
     ) -> Result<()> {
-        Err(Error::Unsupported("latent attention on the GPU".into()))
+        self.run_store_latent(attention, norm, step, queries, absorbed, latents, kv)
     }
 
     fn attend_latent(
         &self,
-        _attention: &LatentAttention,
-        _mask: Mask,
-        _step: &Step,
-        _absorbed: &Tensor,
-        _kv: &Kv,
-        _out: &mut Tensor,
+        attention: &LatentAttention,
+        mask: Mask,
+        step: &Step,
+        absorbed: &Tensor,
+        kv: &Kv,
+        out: &mut Tensor,
     ) -> Result<()> {
-        Err(Error::Unsupported("latent attention on the GPU".into()))
+        step.attend_latent(attention, mask, absorbed, kv, out)
     }
 
     fn select(&self, wanted: &LogitRows, step: &Step, x: &Tensor, out: &mut Tensor) -> Result<()> {

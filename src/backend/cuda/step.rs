@@ -9,6 +9,7 @@ use std::mem::{offset_of, size_of};
 
 use super::device::{Buffer, Device, Pinned, launched};
 use super::lanes::Lanes;
+use super::latent::kv_attend_latent_workspace_bytes;
 use super::results::{N_TURNS, Results};
 use super::rotary::Rotary;
 use super::ffi;
@@ -115,7 +116,11 @@ impl Step {
         let (plan_words, attend_bytes, sample_bytes) = unsafe {
             (
                 ffi::kv_plan_decode_ints(rows),
-                ffi::kv_attend_decode_workspace_bytes(rows, n_heads, kv_heads, width),
+                if heads.head_dim > attend::MAX_HEAD_DIM {
+                    kv_attend_latent_workspace_bytes(rows, n_heads, width)
+                } else {
+                    ffi::kv_attend_decode_workspace_bytes(rows, n_heads, kv_heads, width)
+                },
                 ffi::kv_sample_workspace_bytes(rows, vocab as i32),
             )
         };

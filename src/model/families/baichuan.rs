@@ -73,3 +73,37 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{refusal_of, spec_of};
+    use crate::model::spec::{Head, Positions};
+
+    /// Positions and head of a file without keys of ours.
+    fn published(hidden: usize, vocab: usize) -> (bool, Head) {
+        let sizes = json!({
+            "hidden_size": hidden, "vocab_size": vocab, "kvshard_alibi": null, "kvshard_norm_head": null,
+            "num_attention_heads": hidden / 128
+        });
+        let spec = spec_of("BaichuanForCausalLM", sizes);
+        (spec.positions == Positions::Alibi, spec.head)
+    }
+
+    #[test]
+    fn sizes_tell_the_published_ones_apart() {
+        assert_eq!(published(4096, 125_696), (false, Head::Normalised));
+        assert_eq!(published(5120, 64_000), (true, Head::Untied));
+        assert_eq!(published(5120, 125_696), (true, Head::Normalised));
+        let refusal = refusal_of("BaichuanForCausalLM", json!({"kvshard_alibi": null}));
+        assert!(refusal.contains("hidden_size 32 is neither"), "{refusal}");
+    }
+
+    #[test]
+    fn the_first_turns_and_ignores_what_tells_others_apart() {
+        let spec =
+            spec_of("BaiChuanForCausalLM", json!({"kvshard_alibi": true, "max_position_embeddings": 512}));
+        assert_eq!((spec.ropes().len(), spec.head, spec.max_positions), (1, Head::Untied, 512));
+    }
+}

@@ -85,3 +85,35 @@ pub(super) fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => Place::nowhere(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{refusal_of, spec_of};
+    use crate::model::spec::{Activation, Bias, Mlp, Norm, Positions};
+
+    #[test]
+    fn both_generations_of_keys() {
+        let norm = Norm::Layer { eps: 1e-5, bias: Bias::Present };
+        let new = spec_of("BloomForCausalLM", json!({}));
+        let old = json!({
+            "hidden_size": null, "n_embed": 24, "n_layer": null, "num_hidden_layers": 3, "n_head": null,
+            "num_attention_heads": 6
+        });
+        assert_eq!(spec_of("BloomForCausalLM", old), new);
+        assert_eq!(
+            (new.positions, new.embedding.norm, new.max_positions),
+            (Positions::Alibi, Some(norm), 64)
+        );
+        let mlp = Mlp::Plain { activation: Activation::GeluTanh, width: 96, bias: Bias::Present };
+        assert_eq!(new.layers[2].mlp, mlp);
+    }
+
+    #[test]
+    fn residuals_of_norms_are_refused() {
+        let refusal =
+            refusal_of("BloomForCausalLM", json!({"apply_residual_connection_post_layernorm": true}));
+        assert!(refusal.contains("apply_residual_connection_post_layernorm is true"), "{refusal}");
+    }
+}

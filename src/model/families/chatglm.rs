@@ -22,11 +22,16 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     // The first ChatGLM, another model of the same name, has neither.
     if config.flag("multi_query_attention")? != Some(true) || !config.mentions("padded_vocab_size") {
         return Err(Error::Unsupported(
-            "a ChatGLM without multi_query_attention and padded_vocab_size (ChatGLM 1) is not served".to_owned(),
+            "a ChatGLM without multi_query_attention and padded_vocab_size (ChatGLM 1) is not served"
+                .to_owned(),
         ));
     }
-    let served =
-        [("rmsnorm", true), ("post_layer_norm", true), ("original_rope", true), ("apply_residual_connection_post_layernorm", false)];
+    let served = [
+        ("rmsnorm", true),
+        ("post_layer_norm", true),
+        ("original_rope", true),
+        ("apply_residual_connection_post_layernorm", false),
+    ];
     served.iter().try_for_each(|&(key, value)| config.only(key, value))?;
     let hidden = config.required_count("hidden_size", limits::HIDDEN)?;
     let layers = config.required_count("num_layers", limits::LAYERS)?;
@@ -34,7 +39,8 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     let kv_heads = config.required_count("multi_query_group_num", limits::HEADS)?;
     let head_dim = config.count("kv_channels", limits::HEAD_DIM)?.unwrap_or(128);
     let linear_bias = shape::bias(config.flag("add_bias_linear")?.unwrap_or(false));
-    let qkv_bias = config.flag("add_qkv_bias")?.unwrap_or(false) || config.flag("add_bias_linear")?.unwrap_or(false);
+    let qkv_bias =
+        config.flag("add_qkv_bias")?.unwrap_or(false) || config.flag("add_bias_linear")?.unwrap_or(false);
     let attention = HeadAttention {
         qkv_bias: shape::bias(qkv_bias),
         out_bias: linear_bias,
@@ -83,7 +89,8 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
     };
     let Attention::Heads(HeadAttention { head_dim, .. }) = spec.attention else { return Place::nowhere() };
     let qkv = |names, which| Place::of(names).block(1, &shape::qkv_rows(spec), which);
-    let turned = |names, which| qkv(names, which).pairs(Pairs { head: head_dim, first: 0, width: head_dim / 2 });
+    let turned =
+        |names, which| qkv(names, which).pairs(Pairs { head: head_dim, first: 0, width: head_dim / 2 });
     let gate_up = |names, which| {
         let width = spec.layers[layer].mlp.width();
         Place::of(names).block(1, &[width, width], which)
@@ -111,5 +118,39 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         Mlp(MlpRole::Down) => Place::of(&["transformer.encoder.layers.{layer}.mlp.dense_4h_to_h.weight"]),
         Mlp(MlpRole::DownBias) => Place::of(&["transformer.encoder.layers.{layer}.mlp.dense_4h_to_h.bias"]),
         _ => Place::nowhere(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, refusal_of, spec_of};
+    use crate::model::spec::Bias;
+
+    #[test]
+    fn half_of_each_head_turns() {
+        let spec = spec_of("ChatGLMModel", json!({"add_bias_linear": false}));
+        let rope = &spec.ropes()[0];
+        assert_eq!((rope.width, rope.base, spec.max_positions), (4, 2e4, 128));
+        let attention = heads(&spec);
+        assert_eq!(
+            (attention.kv_heads, attention.qkv_bias, attention.out_bias),
+            (2, Bias::Present, Bias::Absent)
+        );
+    }
+
+    #[test]
+    fn other_models_of_the_name_are_refused() {
+        for change in
+            [json!({"multi_query_attention": null}), json!({"padded_vocab_size": null, "vocab_size": 100})]
+        {
+            let refusal = refusal_of("ChatGLMModel", change);
+            assert!(refusal.contains("padded_vocab_size"), "{refusal}");
+        }
+        for (key, value) in [("rmsnorm", false), ("post_layer_norm", false), ("original_rope", false)] {
+            let refusal = refusal_of("ChatGLMModel", json!({key: value}));
+            assert!(refusal.contains(key), "{refusal}");
+        }
     }
 }

@@ -54,3 +54,27 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => place,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, spec_of};
+    use crate::model::spec::{Bias, Block, Head, HeadNorm, Norm};
+
+    #[test]
+    fn command_r() {
+        let spec = spec_of("CohereForCausalLM", json!({"use_qk_norm": null, "logit_scale": null}));
+        assert_eq!((spec.block, spec.head, heads(&spec).qk_norm), (Block::ParallelOneNorm, Head::Tied, None));
+        // The larger of the file's two lengths.
+        assert_eq!((spec.logits.multiplier, spec.max_positions), (0.0625, 8192));
+    }
+
+    #[test]
+    fn command_r_plus_norms_its_heads() {
+        let spec = spec_of("CohereForCausalLM", json!({"model_max_length": 131_072}));
+        let norm = Norm::Layer { eps: 1e-5, bias: Bias::Absent };
+        assert_eq!((spec.norm, heads(&spec).qk_norm), (norm, Some(HeadNorm::PerHead(norm))));
+        assert_eq!((spec.logits.multiplier, spec.max_positions), (0.25, 131_072));
+    }
+}

@@ -87,7 +87,8 @@ impl<'a> Config<'a> {
     /// A list of whole numbers from 0 to `most`.
     pub(super) fn indices(&self, key: &str, most: usize) -> Result<Option<Vec<usize>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let index = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= most);
+        let index =
+            |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= most);
         let list: Option<Vec<usize>> = value.as_array().and_then(|list| list.iter().map(index).collect());
         let expected = format!("a list of whole numbers from 0 to {most}");
         list.map(Some).ok_or_else(|| self.wrong(key, value, &expected))
@@ -104,7 +105,9 @@ impl<'a> Config<'a> {
         match self.flag(key)? {
             Some(value) if value != served => {
                 let path = &self.path;
-                Err(Error::Unsupported(format!("the config's {path}{key} is {value}, which is not served in this family")))
+                Err(Error::Unsupported(format!(
+                    "the config's {path}{key} is {value}, which is not served in this family"
+                )))
             }
             _ => Ok(()),
         }

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::model::layout::{Pairs, Place};
 use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
-    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Experts, Groups, LatentAttention, Layer, Logits, Mask,
-    Mlp, Norm, Positions, Router, limits,
+    Activation, Attention, Bias, Block, DecoderSpec, Embedding, Experts, Groups, LatentAttention, Layer,
+    Logits, Mask, Mlp, Norm, Positions, Router, limits,
 };
 
 /// DeepSeek-V2 and V2-Lite.
@@ -197,7 +197,11 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
     let Attention::Latent(latent) = spec.attention else { return Place::nowhere() };
     let LatentAttention { heads, kv_rank, nope_dim, rope_dim, value_dim, .. } = latent;
     let up = |which| {
-        Place::of(&["model.layers.{layer}.self_attn.kv_b_proj.weight"]).block(heads, &[nope_dim, value_dim], which)
+        Place::of(&["model.layers.{layer}.self_attn.kv_b_proj.weight"]).block(
+            heads,
+            &[nope_dim, value_dim],
+            which,
+        )
     };
     use LayerRole::*;
     match part {
@@ -208,15 +212,113 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         .pairs(Pairs { head: nope_dim + rope_dim, first: nope_dim, width: rope_dim }),
         QueryDown => Place::of(&["model.layers.{layer}.self_attn.q_a_proj.weight"]),
         QueryDownNorm => Place::of(&["model.layers.{layer}.self_attn.q_a_layernorm.weight"]),
-        KvDown => Place::of(&["model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight"])
-            .pairs(Pairs { head: kv_rank + rope_dim, first: kv_rank, width: rope_dim }),
+        KvDown => Place::of(&["model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight"]).pairs(Pairs {
+            head: kv_rank + rope_dim,
+            first: kv_rank,
+            width: rope_dim,
+        }),
         KvDownNorm => Place::of(&["model.layers.{layer}.self_attn.kv_a_layernorm.weight"]),
         KeyUp => up(0),
         ValueUp => up(1),
         ChoiceBias => Place::of(&["model.layers.{layer}.mlp.gate.e_score_correction_bias"]),
-        SharedExpert(MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.shared_experts.gate_proj.weight"]),
+        SharedExpert(MlpRole::Gate) => {
+            Place::of(&["model.layers.{layer}.mlp.shared_experts.gate_proj.weight"])
+        }
         SharedExpert(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.shared_experts.up_proj.weight"]),
-        SharedExpert(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.shared_experts.down_proj.weight"]),
+        SharedExpert(MlpRole::Down) => {
+            Place::of(&["model.layers.{layer}.mlp.shared_experts.down_proj.weight"])
+        }
         _ => llama::place(spec, role),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::families::resolve;
+    use crate::model::families::tests::{config_of, refusal_of, spec_of};
+
+    fn latent(spec: &DecoderSpec) -> LatentAttention {
+        match spec.attention {
+            Attention::Latent(latent) => latent,
+            Attention::Heads(heads) => panic!("{heads:?}"),
+        }
+    }
+
+    fn experts_of(spec: &DecoderSpec, layer: usize) -> Experts {
+        match spec.layers[layer].mlp {
+            Mlp::Experts(experts) => experts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn published_scales() {
+        // DeepSeek-V2-Lite: (128 + 64)^(−1/2) · (0.1 · 0.707 · ln 40 + 1)².
+        let sizes = json!({"qk_nope_head_dim": 128, "qk_rope_head_dim": 64});
+        let scale = latent(&spec_of("DeepseekV2ForCausalLM", sizes)).scale;
+        assert!((scale - 0.114_721).abs() < 1e-6, "{scale}");
+        let plain = json!({"rope_scaling": null});
+        assert_eq!(latent(&spec_of("DeepseekV2ForCausalLM", plain)).scale, 12f32.powf(-0.5));
+    }
+
+    #[test]
+    fn queries_have_a_latent_unless_it_is_null() {
+        assert_eq!(latent(&spec_of("DeepseekV2ForCausalLM", json!({}))).query_rank, Some(24));
+        assert_eq!(latent(&spec_of("DeepseekV2ForCausalLM", json!({"q_lora_rank": null}))).query_rank, None);
+    }
+
+    #[test]
+    fn dense_layers_come_first() {
+        let spec = spec_of("DeepseekV2ForCausalLM", json!({}));
+        assert!(matches!(spec.layers[0].mlp, Mlp::Gated { width: 64, .. }));
+        assert_eq!((experts_of(&spec, 1).shared_width, experts_of(&spec, 2).n_chosen), (48, 3));
+        let every_second = spec_of("DeepseekV2ForCausalLM", json!({"moe_layer_freq": 2}));
+        assert!(matches!(every_second.layers[1].mlp, Mlp::Gated { .. }));
+    }
+
+    #[test]
+    fn routers() {
+        let router = |name, change| experts_of(&spec_of(name, change), 1).router;
+        let groups = Groups { n: 4, n_used: 2 };
+        let grouped = router("DeepseekV2ForCausalLM", json!({}));
+        assert_eq!(grouped, Router::Softmax { factor: 16.0, groups });
+        let greedy = json!({"topk_method": "greedy", "routed_scaling_factor": 1.0});
+        let everywhere = Groups { n: 1, n_used: 1 };
+        assert_eq!(
+            router("DeepseekV2ForCausalLM", greedy),
+            Router::Softmax { factor: 1.0, groups: everywhere }
+        );
+        assert_eq!(router("DeepseekV3ForCausalLM", json!({})), Router::Sigmoid { factor: 2.5, groups });
+    }
+
+    #[test]
+    fn other_routers_are_refused_by_key() {
+        for (name, key, value) in [
+            ("DeepseekV2ForCausalLM", "norm_topk_prob", json!(true)),
+            ("DeepseekV2ForCausalLM", "topk_method", json!("noaux_tc")),
+            ("DeepseekV2ForCausalLM", "scoring_func", json!("sigmoid")),
+            ("DeepseekV3ForCausalLM", "norm_topk_prob", json!(false)),
+            ("DeepseekV3ForCausalLM", "scoring_func", json!("softmax")),
+            ("DeepseekV3ForCausalLM", "attention_bias", json!(true)),
+        ] {
+            let refusal = refusal_of(name, json!({key: value}));
+            assert!(refusal.contains(key), "{refusal}");
+        }
+        let quantized =
+            json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}});
+        assert!(refusal_of("DeepseekV3ForCausalLM", quantized).contains("quantized (fp8)"));
+    }
+
+    #[test]
+    fn the_layer_that_predicts_a_second_token_is_skipped() {
+        let resolved = resolve(&config_of("DeepseekV3ForCausalLM", json!({}))).unwrap();
+        let ignores = |name| (resolved.names.ignores)(&resolved.spec, name);
+        assert!(ignores("model.layers.3.eh_proj.weight"));
+        assert!(!ignores("model.layers.2.eh_proj.weight") && !ignores("model.layers.4.eh_proj.weight"));
+        let older = resolve(&config_of("DeepseekV2ForCausalLM", json!({}))).unwrap();
+        assert!(!(older.names.ignores)(&older.spec, "model.layers.3.mlp.gate.weight"));
     }
 }

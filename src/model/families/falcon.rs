@@ -7,9 +7,7 @@ use super::{Family, Reading, bloom, llama, shape};
 use crate::error::Result;
 use crate::model::layout::Place;
 use crate::model::names::{LayerRole, Names, Role};
-use crate::model::spec::{
-    Attention, Bias, Block, DecoderSpec, Embedding, Logits, Mlp, Positions, limits,
-};
+use crate::model::spec::{Attention, Bias, Block, DecoderSpec, Embedding, Logits, Mlp, Positions, limits};
 
 /// Falcon, `RefinedWeb` in its first files.
 pub(super) const FALCON: Family = Family {
@@ -70,7 +68,8 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     Ok(Reading { spec, names: NAMES, notes: rotary.notes })
 }
 
-const NAMES: Names = Names { prefixes: &["transformer.", ""], place, ignores: |_, name| llama::ignores(name) };
+const NAMES: Names =
+    Names { prefixes: &["transformer.", ""], place, ignores: |_, name| llama::ignores(name) };
 
 /// BLOOM's names, and a block of rows for each KV head: its queries, its key, its value.
 fn place(spec: &DecoderSpec, role: Role) -> Place {
@@ -89,5 +88,47 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         Role::Layer(_, LayerRole::MlpNorm) => Place::of(&["h.{layer}.ln_mlp.weight"]),
         Role::Layer(_, LayerRole::MlpNormBias) => Place::of(&["h.{layer}.ln_mlp.bias"]),
         _ => bloom::place(spec, role),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, refusal_of, spec_of};
+    use crate::model::spec::Block;
+
+    #[test]
+    fn generations() {
+        let large = spec_of("FalconForCausalLM", json!({}));
+        assert_eq!((large.block, heads(&large).kv_heads), (Block::ParallelTwoNorms, 2));
+        let of_11b = spec_of("FalconForCausalLM", json!({"num_ln_in_parallel_attn": 1}));
+        assert_eq!((of_11b.block, heads(&of_11b).kv_heads), (Block::ParallelOneNorm, 2));
+        // Files of the new dialect state as many KV heads as heads beside multi_query.
+        let small = json!({"new_decoder_architecture": false, "multi_query": true, "num_kv_heads": 4});
+        let small = spec_of("FalconForCausalLM", small);
+        assert_eq!((small.block, heads(&small).kv_heads), (Block::ParallelOneNorm, 1));
+    }
+
+    #[test]
+    fn first_files_have_other_keys() {
+        let first = json!({
+            "new_decoder_architecture": null, "num_kv_heads": null, "n_head_kv": 2, "num_hidden_layers": null,
+            "n_layer": 3, "num_attention_heads": null, "n_head": 4
+        });
+        assert_eq!(spec_of("FalconForCausalLM", first), spec_of("FalconForCausalLM", json!({})));
+    }
+
+    #[test]
+    fn falcon_rw_is_refused_by_its_keys() {
+        let small = json!({"new_decoder_architecture": false});
+        for (key, value) in
+            [("alibi", true), ("bias", true), ("multi_query", false), ("parallel_attn", false)]
+        {
+            let mut change = small.clone();
+            change[key] = json!(value);
+            let refusal = refusal_of("FalconForCausalLM", change);
+            assert!(refusal.contains(&format!("{key} is {value}")), "{refusal}");
+        }
     }
 }

@@ -92,3 +92,34 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => Place::nowhere(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, refusal_of, spec_of};
+    use crate::model::spec::{Activation, Bias, Mlp, Positions};
+
+    #[test]
+    fn one_kv_head_unless_told_otherwise() {
+        let kv_heads = |change| heads(&spec_of("GPTBigCodeForCausalLM", change)).kv_heads;
+        assert_eq!(kv_heads(json!({"multi_query": null})), 1);
+        assert_eq!(kv_heads(json!({"multi_query": false})), 4);
+    }
+
+    #[test]
+    fn the_activation_is_read() {
+        let mlp = |change| spec_of("GPTBigCodeForCausalLM", change).layers[0].mlp;
+        let of = |activation, width| Mlp::Plain { activation, width, bias: Bias::Present };
+        assert_eq!(mlp(json!({})), of(Activation::Gelu, 64));
+        assert_eq!(mlp(json!({"activation_function": null, "n_inner": null})), of(Activation::GeluTanh, 128));
+        let refusal = refusal_of("GPTBigCodeForCausalLM", json!({"activation_function": "quick_gelu"}));
+        assert!(refusal.contains("the activation quick_gelu"), "{refusal}");
+    }
+
+    #[test]
+    fn positions_end_with_their_table() {
+        let spec = spec_of("GPTBigCodeForCausalLM", json!({"n_positions": null}));
+        assert_eq!((spec.positions, spec.max_positions), (Positions::Learned, 1024));
+    }
+}

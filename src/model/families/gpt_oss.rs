@@ -34,7 +34,8 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     let spec = &mut reading.spec;
     let limit = config.number("swiglu_limit", 1e-3, 1e6)?.unwrap_or(7.0) as f32;
     let experts = Mlp::Experts(Experts {
-        n_experts: config.required_count(config.either("num_local_experts", "num_experts"), limits::EXPERTS)?,
+        n_experts: config
+            .required_count(config.either("num_local_experts", "num_experts"), limits::EXPERTS)?,
         n_chosen: config
             .required_count(config.either("num_experts_per_tok", "experts_per_token"), limits::EXPERTS)?,
         width: config.required_count("intermediate_size", limits::WIDTH)?,
@@ -78,5 +79,41 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
             Place::of(&["model.layers.{layer}.mlp.experts.down_proj_bias"]).stacked(experts.n_experts)
         }
         _ => llama::place(spec, role),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, masks, refusal_of, spec_of};
+    use crate::model::spec::{Activation, Bias, Mask, Mlp, RampBounds, RopeScaling, Router, Sinks};
+
+    #[test]
+    fn sinks_windows_and_clamped_experts() {
+        let spec = spec_of("GptOssForCausalLM", json!({}));
+        let window = Mask::Window { window: 8 };
+        assert_eq!(masks(&spec), [window, Mask::Causal, window]);
+        let attention = heads(&spec);
+        assert_eq!((attention.sinks, attention.out_bias), (Sinks::Present, Bias::Present));
+        let Mlp::Experts(experts) = spec.layers[0].mlp else { panic!("{spec:?}") };
+        assert_eq!((experts.router, experts.bias), (Router::SoftmaxOfChosen, Bias::Present));
+        assert_eq!(experts.activation, Activation::ClampedSwiglu { limit: 7.0 });
+        let exact = |scaling: &RopeScaling| {
+            matches!(scaling, RopeScaling::Yarn { ramp_bounds: RampBounds::Exact, original: 64, .. })
+        };
+        assert!(exact(&spec.ropes()[0].scaling), "{spec:?}");
+        assert_eq!(spec.max_positions, 2048);
+    }
+
+    #[test]
+    fn four_bit_experts_are_refused() {
+        let refusal =
+            refusal_of("GptOssForCausalLM", json!({"quantization_config": {"quant_method": "mxfp4"}}));
+        assert!(refusal.contains("quantized (mxfp4)"), "{refusal}");
+        let mut silent = crate::model::families::tests::config_of("GptOssForCausalLM", json!({}));
+        silent.as_object_mut().unwrap().remove("rope_scaling");
+        let refusal = crate::model::families::resolve(&silent).unwrap_err().to_string();
+        assert!(refusal.contains("the config has no rope_scaling"), "{refusal}");
     }
 }

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::model::layout::Place;
 use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
-    Activation, Attention, Bias, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Norm, Positions, limits,
+    Activation, Attention, Bias, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Norm, Positions,
+    limits,
 };
 
 /// LLaMA, and every model exported under its name.
@@ -37,6 +38,10 @@ pub(super) const YI: Family = Family {
 
 /// What a family's config class says where its files are silent, and under which keys they speak.
 pub(super) struct Class {
+    /// `num_attention_heads`; `None` where every file states it.
+    pub(super) heads: Option<usize>,
+    /// `vocab_size`; `None` where every file states it.
+    pub(super) vocab: Option<usize>,
     /// `head_dim`; `None` for the heads' share of the hidden size.
     pub(super) head_dim: Option<usize>,
     /// `num_key_value_heads` where the key is absent; `None` for as many as query heads, which `null` means always.
@@ -71,6 +76,8 @@ pub(super) struct Class {
 
 /// `transformers`' `LlamaConfig`.
 pub(super) const CLASS: Class = Class {
+    heads: None,
+    vocab: None,
     head_dim: None,
     kv_heads: None,
     max_positions: 2048,
@@ -96,7 +103,11 @@ pub(super) fn read(
     adjust: impl FnOnce(&mut HeadAttention),
 ) -> Result<Reading> {
     let hidden = config.required_count("hidden_size", limits::HIDDEN)?;
-    let heads = config.required_count("num_attention_heads", limits::HEADS)?;
+    let stated = |key, most, default| match config.count(key, most)?.or(default) {
+        Some(count) => Ok(count),
+        None => Err(config.missing(key)),
+    };
+    let heads = stated("num_attention_heads", limits::HEADS, class.heads)?;
     let layers = config.required_count("num_hidden_layers", limits::LAYERS)?;
     let kv_heads = match config.count("num_key_value_heads", limits::HEADS)? {
         Some(kv_heads) => kv_heads,
@@ -125,7 +136,7 @@ pub(super) fn read(
     let width = config.required_count("intermediate_size", limits::WIDTH)?;
     let spec = DecoderSpec {
         family,
-        vocab: config.required_count("vocab_size", limits::VOCAB)?,
+        vocab: stated("vocab_size", limits::VOCAB, class.vocab)?,
         hidden,
         max_positions: rotary.max_positions,
         embedding: Embedding::PLAIN,
@@ -191,9 +202,13 @@ pub(super) fn place(_: &DecoderSpec, role: Role) -> Place {
         Mlp(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.down_proj.weight"]),
         Mlp(MlpRole::DownBias) => Place::of(&["model.layers.{layer}.mlp.down_proj.bias"]),
         Router => Place::of(&["model.layers.{layer}.mlp.gate.weight"]),
-        Expert(_, MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"]),
+        Expert(_, MlpRole::Gate) => {
+            Place::of(&["model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"])
+        }
         Expert(_, MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"]),
-        Expert(_, MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"]),
+        Expert(_, MlpRole::Down) => {
+            Place::of(&["model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"])
+        }
         _ => Place::nowhere(),
     }
 }

@@ -14,7 +14,8 @@ pub(super) const MINICPM: Family = Family {
     architectures: &["MiniCPMForCausalLM"],
     model_types: &["minicpm"],
     read: |config| {
-        let multiplier = |key| Ok::<f64, Error>(config.number(key, MULTIPLIERS.0, MULTIPLIERS.1)?.unwrap_or(1.0));
+        let multiplier =
+            |key| Ok::<f64, Error>(config.number(key, MULTIPLIERS.0, MULTIPLIERS.1)?.unwrap_or(1.0));
         let bias = shape::bias(config.flag("attention_bias")?.unwrap_or(false));
         // The first files leave out tie_word_embeddings, which their class then takes as true.
         let mut reading = llama::read("minicpm", config, &Class { tied: true, ..CLASS }, |attention| {
@@ -29,3 +30,29 @@ pub(super) const MINICPM: Family = Family {
         Ok(reading)
     },
 };
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{refusal_of, spec_of};
+    use crate::model::spec::{Head, RopeScaling};
+
+    #[test]
+    fn multipliers() {
+        let spec = spec_of("MiniCPMForCausalLM", json!({}));
+        assert_eq!((spec.embedding.multiplier, spec.logits.multiplier), (12.0, 0.25));
+        assert!((spec.branch_multiplier - 1.4 / 3f32.sqrt()).abs() < 1e-6);
+        let refusal = refusal_of("MiniCPMForCausalLM", json!({"scale_depth": 0}));
+        assert!(refusal.contains("scale_depth is 0"), "{refusal}");
+    }
+
+    #[test]
+    fn tied_unless_the_file_says_otherwise() {
+        assert_eq!(spec_of("MiniCPMForCausalLM", json!({})).head, Head::Tied);
+        let long = json!({"tie_word_embeddings": false, "rope_scaling": {"type": "dynamic", "factor": 4.0}});
+        let spec = spec_of("MiniCPMForCausalLM", long);
+        assert_eq!(spec.head, Head::Untied);
+        assert_eq!(spec.ropes()[0].scaling, RopeScaling::Dynamic { factor: 4.0, original: 2048 });
+    }
+}

@@ -49,3 +49,27 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{masks, refusal_of, spec_of};
+    use crate::model::spec::{Mask, Mlp, Router};
+
+    #[test]
+    fn every_layer_has_experts() {
+        let spec = spec_of("MixtralForCausalLM", json!({}));
+        let Mlp::Experts(experts) = spec.layers[2].mlp else { panic!("{spec:?}") };
+        assert_eq!((experts.n_experts, experts.n_chosen, experts.width), (4, 2, 64));
+        assert_eq!((experts.router, experts.shared_width), (Router::SoftmaxRenormalised, 0));
+        assert_eq!(masks(&spec), [Mask::Causal; 3]);
+        assert_eq!(spec.ropes()[0].base, 1e6);
+    }
+
+    #[test]
+    fn more_cannot_be_chosen_than_there_are() {
+        let refusal = refusal_of("MixtralForCausalLM", json!({"num_experts_per_tok": 5}));
+        assert!(refusal.contains('5') && refusal.contains('4'), "{refusal}");
+    }
+}

@@ -13,6 +13,7 @@ mod falcon;
 mod gemma;
 mod gpt_bigcode;
 mod gpt_oss;
+mod granite;
 mod internlm;
 mod llama;
 mod minicpm;
@@ -57,11 +58,13 @@ const FAMILIES: &[Family] = &[
     deepseek::DEEPSEEK_V3,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    gemma::GEMMA3_WITH_VISION,
     gpt_oss::GPT_OSS,
     phi3::PHI3,
     cohere::COHERE,
     stablelm::STABLELM,
     minicpm::MINICPM,
+    granite::GRANITE,
     internlm::INTERNLM,
     baichuan::BAICHUAN_7B,
     baichuan::BAICHUAN,
@@ -73,13 +76,7 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// Architectures close to served ones, and why they are not.
-const UNSERVED: &[(&str, &str)] = &[
-    ("Phi3SmallForCausalLM", "its attention is block-sparse"),
-    (
-        "Gemma3ForConditionalGeneration",
-        "it has a vision tower; a checkpoint of the text model alone is a Gemma3ForCausalLM",
-    ),
-];
+const UNSERVED: &[(&str, &str)] = &[("Phi3SmallForCausalLM", "its attention is block-sparse")];
 
 /// How a family is recognised and read.
 struct Family {
@@ -169,4 +166,4 @@ fn recognise(config: &Config<'_>) -> Result<&'static Family> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -48,3 +48,47 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::resolve;
+    use crate::model::families::tests::{config_of, masks, refusal_of, spec_of};
+    use crate::model::spec::{Mask, RopeScaling};
+
+    #[test]
+    fn all_names_of_longrope() {
+        let spec = spec_of("Phi3ForCausalLM", json!({}));
+        let RopeScaling::LongRope { short, long, original, amplitude } = &spec.ropes()[0].scaling else {
+            panic!("{spec:?}");
+        };
+        assert_eq!((short.len(), long[2], *original, spec.ropes()[0].width), (3, 4.0, 32, 6));
+        // sqrt(1 + ln(128/32) / ln 32)
+        assert!((amplitude - 1.4f64.sqrt()).abs() < 1e-12);
+        for name in ["longrope", "yarn"] {
+            let mut config = config_of("Phi3ForCausalLM", json!({}));
+            config["rope_scaling"]["type"] = json!(name);
+            assert_eq!(resolve(&config).unwrap().spec, spec, "{name}");
+        }
+        let notes = resolve(&config_of("Phi3ForCausalLM", json!({}))).unwrap().notes;
+        assert!(notes[0].contains("longrope"), "{notes:?}");
+    }
+
+    #[test]
+    fn windows() {
+        // A window beyond all positions is none.
+        assert_eq!(masks(&spec_of("Phi3ForCausalLM", json!({}))), [Mask::Causal; 3]);
+        let short = spec_of("Phi3ForCausalLM", json!({"sliding_window": 23}));
+        assert_eq!(masks(&short), [Mask::Window { window: 23 }; 3]);
+    }
+
+    #[test]
+    fn the_small_one_is_refused_by_name() {
+        let refusal = refusal_of("Phi3ForCausalLM", json!({"architectures": ["Phi3SmallForCausalLM"]}));
+        assert_eq!(
+            refusal,
+            "the architecture Phi3SmallForCausalLM is not served: its attention is block-sparse"
+        );
+    }
+}

@@ -241,8 +241,7 @@ impl Reader<'_, '_> {
 
     fn longrope(&self) -> Result<RopeScaling> {
         let original = self.original()?;
-        let divisors =
-            |key| self.scaling.required_numbers(key, self.width / 2, 1.0 / MAX_FACTOR, MAX_FACTOR);
+        let divisors = |key| self.scaling.required_numbers(key, self.width / 2, 1.0 / MAX_FACTOR, MAX_FACTOR);
         let ratio = self.wanted.max_positions as f64 / f64::from(original);
         let factor = self.scaling.number("factor", 1.0 / MAX_FACTOR, MAX_FACTOR)?.unwrap_or(ratio);
         let amplitude = match self.attention_factor()? {

@@ -32,7 +32,9 @@ fn read(config: &Config<'_>) -> Result<Reading> {
     let bias = shape::bias(!config.flag("no_bias")?.unwrap_or(true));
     let log_n = config.flag("use_logn_attn")?.unwrap_or(true);
     if log_n && trained < 2 {
-        return Err(Error::Checkpoint(format!("the config's seq_length {trained} has no logarithm to scale by")));
+        return Err(Error::Checkpoint(format!(
+            "the config's seq_length {trained} has no logarithm to scale by"
+        )));
     }
     let attention = HeadAttention {
         qkv_bias: Bias::Present,
@@ -73,7 +75,9 @@ const NAMES: Names = Names {
     prefixes: &[""],
     place,
     // Buffers that the first revision saved.
-    ignores: |_, name| llama::ignores(name) || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
+    ignores: |_, name| {
+        llama::ignores(name) || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+    },
 };
 
 fn place(spec: &DecoderSpec, role: Role) -> Place {
@@ -107,5 +111,45 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         Mlp(MlpRole::Down) => Place::of(&["transformer.h.{layer}.mlp.c_proj.weight"]),
         Mlp(MlpRole::DownBias) => Place::of(&["transformer.h.{layer}.mlp.c_proj.bias"]),
         _ => Place::nowhere(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, refusal_of, spec_of};
+    use crate::model::spec::{Bias, Mlp, RopeScaling};
+
+    #[test]
+    fn the_file_counts_gate_and_up_together() {
+        let spec = spec_of("QWenLMHeadModel", json!({}));
+        assert!(matches!(spec.layers[0].mlp, Mlp::Gated { width: 32, bias: Bias::Absent, .. }));
+        assert_eq!((heads(&spec).qkv_bias, heads(&spec).out_bias), (Bias::Present, Bias::Absent));
+        assert_eq!(heads(&spec).log_n, Some(32));
+        assert_eq!(spec.ropes()[0].scaling, RopeScaling::PromptNtk { trained: 32 });
+    }
+
+    #[test]
+    fn the_first_revision_has_names_of_its_own() {
+        let first = json!({
+            "hidden_size": null, "n_embd": 32, "num_hidden_layers": null, "n_layer": 3,
+            "num_attention_heads": null, "n_head": 4, "intermediate_size": null, "ffn_hidden_size": 64,
+            "max_position_embeddings": null, "n_positions": 128, "vocab_size": 97, "padded_vocab_size": 100
+        });
+        assert_eq!(spec_of("QWenLMHeadModel", first), spec_of("QWenLMHeadModel", json!({})));
+    }
+
+    #[test]
+    fn what_depends_on_lengths_can_be_off() {
+        let spec = spec_of("QWenLMHeadModel", json!({"use_dynamic_ntk": false, "use_logn_attn": false}));
+        assert_eq!((heads(&spec).log_n, &spec.ropes()[0].scaling), (None, &RopeScaling::Unscaled));
+    }
+
+    #[test]
+    fn pictures_are_refused() {
+        let refusal = refusal_of("QWenLMHeadModel", json!({"visual": {"heads": 16}}));
+        assert!(refusal.contains("Qwen-VL"), "{refusal}");
+        assert!(refusal_of("QWenLMHeadModel", json!({"seq_length": 1})).contains("seq_length 1"));
     }
 }

@@ -70,3 +70,41 @@ fn experts(config: &Config<'_>) -> Result<Experts> {
         shared_width: 0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, spec_of};
+    use crate::model::spec::{Groups, HeadNorm, Mlp, Norm, Router};
+
+    #[test]
+    fn heads_have_a_width_and_a_norm_of_their_own() {
+        let spec = spec_of("Qwen3ForCausalLM", json!({"head_dim": null}));
+        let attention = heads(&spec);
+        assert_eq!((attention.head_dim, attention.kv_heads), (128, 2));
+        assert_eq!(attention.qk_norm, Some(HeadNorm::Shared(Norm::Rms { eps: 1e-6 })));
+    }
+
+    #[test]
+    fn which_layers_are_dense() {
+        let dense = |change| -> Vec<bool> {
+            let layers = spec_of("Qwen3MoeForCausalLM", change).layers;
+            layers.iter().map(|layer| matches!(layer.mlp, Mlp::Gated { width: 64, .. })).collect()
+        };
+        assert_eq!(dense(json!({})), [false, true, false]);
+        assert_eq!(dense(json!({"mlp_only_layers": []})), [false; 3]);
+        assert_eq!(dense(json!({"mlp_only_layers": null, "decoder_sparse_step": 2})), [true, false, true]);
+    }
+
+    #[test]
+    fn weights_are_renormalised_where_the_file_says_so() {
+        let router = |change| match spec_of("Qwen3MoeForCausalLM", change).layers[0].mlp {
+            Mlp::Experts(experts) => experts.router,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(router(json!({})), Router::SoftmaxRenormalised);
+        let groups = Groups { n: 1, n_used: 1 };
+        assert_eq!(router(json!({"norm_topk_prob": null})), Router::Softmax { factor: 1.0, groups });
+    }
+}

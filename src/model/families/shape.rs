@@ -101,7 +101,11 @@ pub(super) fn windowed(window: Option<usize>, max_positions: usize) -> Mask {
 }
 
 /// Which layers slide: those that `layer_types` of the newer dialect lists, else those of `usual`.
-pub(super) fn sliding(config: &Config<'_>, layers: usize, usual: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+pub(super) fn sliding(
+    config: &Config<'_>,
+    layers: usize,
+    usual: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>> {
     let Some(types) = config.texts("layer_types")? else { return Ok((0..layers).map(usual).collect()) };
     if types.len() != layers {
         return Err(Error::Checkpoint(format!(

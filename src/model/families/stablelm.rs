@@ -57,3 +57,49 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, spec_of};
+    use crate::model::spec::{Bias, Block, HeadNorm, Norm};
+
+    #[test]
+    fn the_large_one_is_parallel_and_norms_its_heads() {
+        let spec = spec_of("StableLmForCausalLM", json!({}));
+        let norm = Norm::Layer { eps: 1e-5, bias: Bias::Absent };
+        assert_eq!(
+            (spec.block, heads(&spec).qk_norm),
+            (Block::ParallelOneNorm, Some(HeadNorm::PerHead(norm)))
+        );
+    }
+
+    #[test]
+    fn first_files_have_other_keys() {
+        let plain = json!({
+            "use_parallel_residual": null, "qk_layernorm": null, "use_qkv_bias": null, "partial_rotary_factor": null,
+            "layer_norm_eps": null
+        });
+        let mut first = plain.clone();
+        first["rope_pct"] = json!(0.25);
+        first["norm_eps"] = json!(1e-5);
+        first["architectures"] = json!(["StableLMEpochForCausalLM"]);
+        let spec = spec_of("StableLmForCausalLM", plain);
+        assert_eq!(spec_of("StableLmForCausalLM", first), spec);
+        assert_eq!(
+            (spec.block, heads(&spec).qk_norm, heads(&spec).qkv_bias),
+            (Block::Serial, None, Bias::Absent)
+        );
+        assert_eq!((spec.ropes()[0].width, spec.norm), (4, Norm::Layer { eps: 1e-5, bias: Bias::Present }));
+    }
+
+    #[test]
+    fn both_dialects_say_the_same() {
+        let new = json!({
+            "partial_rotary_factor": null,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+        });
+        assert_eq!(spec_of("StableLmForCausalLM", new), spec_of("StableLmForCausalLM", json!({})));
+    }
+}

@@ -48,3 +48,21 @@ fn place(spec: &DecoderSpec, role: Role) -> Place {
         _ => llama::place(spec, role),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::families::tests::{heads, masks, spec_of};
+    use crate::model::spec::{Activation, Bias, Head, Mask, Mlp};
+
+    #[test]
+    fn biases_windows_and_a_plain_mlp() {
+        let spec = spec_of("Starcoder2ForCausalLM", json!({}));
+        assert_eq!((masks(&spec)[2], spec.head), (Mask::Window { window: 24 }, Head::Tied));
+        let mlp = Mlp::Plain { activation: Activation::GeluTanh, width: 64, bias: Bias::Present };
+        assert_eq!((heads(&spec).out_bias, spec.layers[0].mlp), (Bias::Present, mlp));
+        let bare = spec_of("Starcoder2ForCausalLM", json!({"use_bias": false, "sliding_window": null}));
+        assert_eq!((masks(&bare)[0], heads(&bare).qkv_bias), (Mask::Causal, Bias::Absent));
+    }
+}

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::families::tests::tiny_configs;
 use crate::model::families::{Resolved, resolve};
 use crate::model::names::MlpRole;
 use crate::model::runs::Runs;
@@ -71,30 +72,44 @@ fn a_role_outside_the_spec_is_a_fault_of_ours() {
     assert!(weights.part(Role::Layer(2, LayerRole::Mlp(MlpRole::Gate)), Shard::WHOLE).is_err());
 }
 
-/// The parts of all ranks, put together, are the tensor: once, or `copies` times where KV heads are copied.
+/// The parts of all ranks, put together, are the role: once, or more often where KV heads are copied.
 #[test]
-fn parts_put_together_are_the_tensor() {
-    let model = model(json!({}));
-    let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
-    let kv_heads = model.spec.attention.kv_heads();
-    for world in [1, 2, 4] {
-        for role in roles(&model.spec) {
-            let shape = role.shape(&model.spec);
-            let columns = shape.get(1).copied().unwrap_or(1);
-            let mut seen = vec![0; shape[0] * columns];
-            for rank in 0..world {
-                let part = weights.part(role, Shard { rank, world }).unwrap();
-                part.check().unwrap();
-                for row in part.rows.iter() {
-                    part.columns.iter().for_each(|column| seen[part.number(row, column)] += 1);
-                }
-            }
-            let expected = match role.cut(&model.spec) {
-                Cut::Whole => world,
-                Cut::KvHeadRows => (world / kv_heads).max(1),
-                _ => 1,
+fn parts_put_together_are_the_role() {
+    let llama = model(json!({}));
+    let others = tiny_configs().iter().map(|config| resolve(config).unwrap()).collect::<Vec<_>>();
+    for model in std::iter::once(llama).chain(others) {
+        let (spec, names) = (&model.spec, &model.names);
+        let weights = Weights::open(&dummy(&model), spec, names).unwrap();
+        for world in [1, 2, 4] {
+            let Ok(parts) = (0..world)
+                .map(|rank| Partition::new(spec, Shard { rank, world }))
+                .collect::<Result<Vec<_>>>()
+            else {
+                continue;
             };
-            assert!(seen.iter().all(|&n| n == expected), "{role:?} among {world}: {seen:?}");
+            for role in roles(spec) {
+                let whole = weights.part(role, Shard::WHOLE).unwrap();
+                let numbers = |part: &TensorPart| {
+                    part.check().unwrap();
+                    let rows = part.rows.iter().collect::<Vec<_>>();
+                    rows.into_iter()
+                        .flat_map(|row| part.columns.iter().map(move |column| (row, column)))
+                        .map(|(row, column)| part.number(row, column))
+                        .collect::<Vec<_>>()
+                };
+                let mut seen = BTreeMap::new();
+                for rank in 0..parts.len() {
+                    let part = weights.part(role, Shard { rank, world }).unwrap();
+                    numbers(&part).into_iter().for_each(|number| *seen.entry(number).or_insert(0) += 1);
+                }
+                let copies = match role.cut(spec) {
+                    Cut::Whole => world,
+                    Cut::KvHeadRows => (world / spec.attention.kv_heads()).max(1),
+                    _ => 1,
+                };
+                let expected = numbers(&whole).into_iter().map(|number| (number, copies)).collect();
+                assert_eq!(seen, expected, "{} {role:?} among {world}", spec.family);
+            }
         }
     }
 }
