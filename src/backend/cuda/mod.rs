@@ -183,7 +183,9 @@ impl Backend for Cuda {
             && ropes.len() > ffi::KV_MAX_ROTARIES
         {
             let (n, most) = (ropes.len(), ffi::KV_MAX_ROTARIES);
-            return unsupported(format!("{n} rotary embeddings in one decoder: the GPU takes {most} at most"));
+            return unsupported(format!(
+                "{n} rotary embeddings in one decoder: the GPU takes {most} at most"
+            ));
         }
         Ok(())
     }
@@ -235,7 +237,8 @@ impl Backend for Cuda {
         };
         let room = |width: usize| {
             let n_bytes = n_slots.checked_mul(width * 2);
-            let n_bytes = n_bytes.ok_or_else(|| Error::Exhausted(format!("{n_slots} slots exceed 64 bits")))?;
+            let n_bytes =
+                n_bytes.ok_or_else(|| Error::Exhausted(format!("{n_slots} slots exceed 64 bits")))?;
             self.device.alloc(n_bytes)
         };
         Ok(Kv {

@@ -8,11 +8,11 @@ mod attend;
 use std::mem::{offset_of, size_of};
 
 use super::device::{Buffer, Device, Pinned, launched};
+use super::ffi;
 use super::lanes::Lanes;
 use super::latent::kv_attend_latent_workspace_bytes;
 use super::results::{N_TURNS, Results};
 use super::rotary::Rotary;
-use super::ffi;
 use crate::backend::step::{Feed, StepInput, StepOutput};
 use crate::backend::{Heads, LogitRows, StepShape};
 use crate::error::{Error, Result};
@@ -297,9 +297,7 @@ impl Step {
             prompt_lens: self.lanes.prompt_lens.ptr(),
             slots: self.lanes.slots.ptr(),
             slots_stride: self.shape.max_positions as i64,
-            rotaries: std::array::from_fn(|i| {
-                self.rotaries.get(i).map_or(ffi::Rotary::NONE, Rotary::params)
-            }),
+            rotaries: std::array::from_fn(|i| self.rotaries.get(i).map_or(ffi::Rotary::NONE, Rotary::params)),
             n_rotaries: self.rotaries.len() as i32,
             finished: self.results.finished(),
             max_results: self.shape.n_lanes as i32,
@@ -375,7 +373,8 @@ impl Step {
     /// Cosines and sines of a rotary embedding, and the pairs that it turns.
     pub fn angles(&self, rotary: usize) -> Result<(*const f32, usize)> {
         let rotary = self.rotaries.get(rotary);
-        let rotary = rotary.ok_or_else(|| Error::Bug("a rotary embedding that the step does not have".into()))?;
+        let rotary =
+            rotary.ok_or_else(|| Error::Bug("a rotary embedding that the step does not have".into()))?;
         Ok((rotary.angles(), rotary.half()))
     }
 
