@@ -1,7 +1,9 @@
-//! Steps on the GPU, start to next start, of the Llama-3.1-8B shape with random weights: how far from the floor?
+//! Steps on the GPU, start to next start, with random weights: how far from the floor?
 //!
 //! Sampling, log-probabilities and the advance of lanes are inside; slots are scattered; keys and values are those of real
-//! prompts. Arguments: `[decode] [prefill] [gap]`, all where none is given. `$OUT` names a folder for the results as JSON.
+//! prompts. Arguments: `[decode] [prefill] [gap]`, all where none is given; `lanes=N` and `longest=N` bound the rows and
+//! contexts of decode steps; a path that ends in `.json` is the config of another shape than Llama-3.1-8B's. `$OUT` names
+//! a folder for the results as JSON.
 
 #![allow(missing_docs)]
 
@@ -12,6 +14,7 @@ use kvshard::ids::Lane;
 use kvshard::model::checkpoint::{Checkpoint, DType};
 use kvshard::model::executor::Executor;
 use kvshard::model::families::{self, Resolved};
+use kvshard::model::spec::{Attention, DecoderSpec, Head};
 use kvshard::model::weights::Weights;
 use kvshard::model::{self, Device, Options, PoolSize};
 use serde_json::json;
@@ -22,18 +25,10 @@ const BANDWIDTH: f64 = 4.3e12;
 const PRODUCTS: f64 = 680e12;
 /// Of the best attention.
 const ATTENTION: f64 = 600e12;
-/// Weights read by a step, in bytes.
-const WEIGHTS: f64 = 15.01e9;
-/// Keys and values of a token, in bytes.
-const KV: f64 = 131_072.0;
-
-const LANES: usize = 256;
-const LONGEST: usize = 2048;
 const STEP_TOKENS: usize = 8192;
-const N_SLOTS: usize = LANES * (LONGEST + 64) + 1;
 
-fn llama31_8b() -> Resolved {
-    let config = json!({
+fn llama31_8b() -> serde_json::Value {
+    json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
         "max_position_embeddings": 131072, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
@@ -41,31 +36,88 @@ fn llama31_8b() -> Resolved {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192
         }
-    });
-    let mut model = families::resolve(&config).expect("a config of ours");
+    })
+}
+
+/// What is measured, and how many slots it takes.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Most rows of a decode step.
+    lanes: usize,
+    /// Longest context of a decode step.
+    longest: usize,
+    vocab: usize,
+    /// Weights that a step multiplies by.
+    weights: f64,
+    /// Of these, in layers.
+    layer_weights: f64,
+    /// Keys and values of a token, in bytes.
+    kv: f64,
+    /// Floating-point operations of a query and a key in all layers.
+    attention: f64,
+}
+
+impl Sizes {
+    fn new(spec: &DecoderSpec, lanes: usize, longest: usize) -> Sizes {
+        let (table, kv) = ((spec.vocab * spec.hidden) as f64, spec.kv_elements_per_token() as f64 * 2.0);
+        let tables = if spec.head == Head::Tied { 1.0 } else { 2.0 };
+        let layer_weights = spec.n_parameters() as f64 - tables * table;
+        let attention = match spec.attention {
+            Attention::Heads(heads) => 4 * heads.heads * heads.head_dim,
+            Attention::Latent(latent) => 4 * latent.heads * latent.row_width(),
+        };
+        let attention = (attention * spec.layers.len()) as f64;
+        let (vocab, weights) = (spec.vocab, layer_weights + table);
+        Sizes { lanes, longest, vocab, weights, layer_weights, kv, attention }
+    }
+
+    /// Slots of a lane.
+    fn room(&self) -> usize {
+        self.longest + 64
+    }
+
+    fn n_slots(&self) -> usize {
+        self.lanes * self.room() + 1
+    }
+}
+
+fn resolve(config: &serde_json::Value) -> Resolved {
+    let mut model = families::resolve(config).expect("a config of a known family");
     // Slot tables of no more than is run here.
-    model.spec.max_positions = 1 << 14;
+    model.spec.max_positions = model.spec.max_positions.min(1 << 14);
     model
 }
 
 struct Bench {
     executor: Box<dyn Executor>,
+    sizes: Sizes,
     rows: Vec<serde_json::Value>,
 }
 
 fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|argument| argument == name);
+    let is_part = |argument: &&String| !argument.contains(['=', '.']);
+    let wants = |name: &str| {
+        !wanted.iter().any(|argument| is_part(&argument)) || wanted.iter().any(|argument| argument == name)
+    };
+    let size = |name: &str, usual| {
+        let value = wanted.iter().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='));
+        value.map_or(usual, |value| value.parse().expect("a number"))
+    };
+    let config = wanted.iter().find(|argument| argument.ends_with(".json")).map_or_else(llama31_8b, |path| {
+        serde_json::from_str(&std::fs::read_to_string(path).expect("a config")).expect("JSON")
+    });
     let began = Instant::now();
-    let model = llama31_8b();
+    let model = resolve(&config);
+    let sizes = Sizes::new(&model.spec, size("lanes", 256), size("longest", 2048));
     let checkpoint = Checkpoint::dummy_unmade(&model.spec, &model.names, DType::BF16, 1);
     let weights = Weights::open(&checkpoint, &model.spec, &model.names).expect("weights of this spec");
     let options = Options {
         device: Device::Cuda { dtype: DType::BF16 },
         n_ranks: 1,
-        pool: PoolSize::Slots(N_SLOTS),
-        n_lanes: LANES,
+        pool: PoolSize::Slots(sizes.n_slots()),
+        n_lanes: sizes.lanes,
         max_step_tokens: STEP_TOKENS,
         graphs: true,
     };
@@ -78,14 +130,15 @@ fn main() {
         }
     };
     println!("loaded, measured and recorded in {:.2} s", began.elapsed().as_secs_f64());
-    let mut bench = Bench { executor, rows: Vec::new() };
+    let mut bench = Bench { executor, sizes, rows: Vec::new() };
     if wants("prefill") {
         bench.prefills();
     }
     if wants("decode") || wants("gap") {
         let filling = Instant::now();
         bench.fill();
-        println!("{LANES} prompts of {LONGEST} tokens in {:.2} s", filling.elapsed().as_secs_f64());
+        let Sizes { lanes, longest, .. } = sizes;
+        println!("{lanes} prompts of {longest} tokens in {:.2} s", filling.elapsed().as_secs_f64());
     }
     if wants("decode") {
         bench.decodes();
@@ -99,23 +152,25 @@ fn main() {
     }
 }
 
-/// The slot of a lane's position: neighbours lie far apart, and no slot comes twice.
-fn slot(lane: usize, position: usize) -> u32 {
-    const STRIDE: usize = 7919;
-    let n = N_SLOTS - 1;
-    ((lane * (LONGEST + 64) + position) * STRIDE % n + 1) as u32
-}
+impl Sizes {
+    /// The slot of a lane's position: neighbours lie far apart, and no slot comes twice.
+    fn slot(&self, lane: usize, position: usize) -> u32 {
+        const STRIDE: usize = 7919;
+        let n = self.n_slots() - 1;
+        ((lane * self.room() + position) * STRIDE % n + 1) as u32
+    }
 
-fn prompt(lane: usize, len: usize) -> Vec<u32> {
-    (0..len).map(|i| ((lane * 7 + i * 31 + i * i) % 128_000) as u32).collect()
-}
+    fn prompt(&self, lane: usize, len: usize) -> Vec<u32> {
+        (0..len).map(|i| ((lane * 7 + i * 31 + i * i) % self.vocab) as u32).collect()
+    }
 
-fn start(lane: usize, len: usize, n_slots: usize) -> LaneStart {
-    LaneStart {
-        lane: Lane(lane as u32),
-        slots: (0..n_slots).map(|position| slot(lane, position)).collect(),
-        prompt: prompt(lane, len),
-        sampling: SamplingParams::GREEDY,
+    fn start(&self, lane: usize, len: usize, n_slots: usize) -> LaneStart {
+        LaneStart {
+            lane: Lane(lane as u32),
+            slots: (0..n_slots).map(|position| self.slot(lane, position)).collect(),
+            prompt: self.prompt(lane, len),
+            sampling: SamplingParams::GREEDY,
+        }
     }
 }
 
@@ -126,16 +181,16 @@ impl Bench {
     }
 
     /// Prompts to their first token.
-    fn prefill_step(lanes: &[usize], len: usize) -> StepInput {
+    fn prefill_step(&self, lanes: &[usize], len: usize) -> StepInput {
         let mut input = StepInput::default();
         for &lane in lanes {
-            let tokens = prompt(lane, len);
+            let tokens = self.sizes.prompt(lane, len);
             let feed = Feed::Prompt { len: len as u32 };
             let lane_id = Lane(lane as u32);
             input.rows.push(Row { lane: lane_id, start: 0, feed, store_from: 0, sample: true, n_targets: 0 });
             input.prompt_tokens.extend(tokens);
             // Longer prompts than a lane's share of the pool take the slots of lanes that are not used then.
-            input.starts.push(start(lane, len, len));
+            input.starts.push(self.sizes.start(lane, len, len));
         }
         input
     }
@@ -145,15 +200,15 @@ impl Bench {
         for (n, len) in [(1, 512), (1, 2048), (1, 8192), (8, 1024)] {
             let lanes: Vec<usize> = (0..n).collect();
             let time = median(12, || {
-                let step = Bench::prefill_step(&lanes, len);
+                let step = self.prefill_step(&lanes, len);
                 let began = Instant::now();
                 self.run(step);
                 began.elapsed()
             });
             let tokens = (n * len) as f64;
-            let operations = 2.0 * 6.98e9 * tokens / PRODUCTS;
-            let attention = 4.0 * 32.0 * 128.0 * 32.0 * tokens * len as f64 / 2.0 / ATTENTION;
-            let floor = ((operations + attention).max(WEIGHTS / BANDWIDTH)) * 1e3;
+            let operations = 2.0 * self.sizes.layer_weights * tokens / PRODUCTS;
+            let attention = self.sizes.attention * tokens * len as f64 / 2.0 / ATTENTION;
+            let floor = ((operations + attention).max(2.0 * self.sizes.weights / BANDWIDTH)) * 1e3;
             println!(
                 "{:<20} {floor:>9.2} {time:>7.2} {:>9.2}x {:>10.0}",
                 format!("{n} x {len}"),
@@ -165,9 +220,11 @@ impl Bench {
     }
 
     fn fill(&mut self) {
-        for first in (0..LANES).step_by(STEP_TOKENS / LONGEST) {
-            let lanes: Vec<usize> = (first..(first + STEP_TOKENS / LONGEST).min(LANES)).collect();
-            self.run(Bench::prefill_step(&lanes, LONGEST));
+        let Sizes { lanes, longest, .. } = self.sizes;
+        let at_once = (STEP_TOKENS / longest).max(1);
+        for first in (0..lanes).step_by(at_once) {
+            let lanes: Vec<usize> = (first..(first + at_once).min(lanes)).collect();
+            self.run(self.prefill_step(&lanes, longest));
         }
     }
 
@@ -175,7 +232,7 @@ impl Bench {
     fn at_context(&mut self, n: usize, context: usize) {
         let mut input = StepInput::default();
         for lane in 0..n {
-            let begin = start(lane, context - 1, context + 60);
+            let begin = self.sizes.start(lane, context - 1, context + 60);
             input.prompt_tokens.push(begin.prompt[context - 2]);
             let (start, feed) = (context as u32 - 2, Feed::Prompt { len: 1 });
             let lane = Lane(lane as u32);
@@ -212,6 +269,9 @@ impl Bench {
             (128, 2048),
             (256, 2048),
         ] {
+            if n > self.sizes.lanes || context > self.sizes.longest {
+                continue;
+            }
             self.at_context(n, context);
             const STEPS: usize = 24;
             let mut times = Vec::new();
@@ -233,9 +293,9 @@ impl Bench {
                 position += 1;
                 began.elapsed()
             });
-            let products = 2.0 * 7.505e9 * n as f64 / 790e12;
-            let floor =
-                ((WEIGHTS / BANDWIDTH).max(products) + n as f64 * context as f64 * KV / BANDWIDTH) * 1e3;
+            let Sizes { weights, kv, .. } = self.sizes;
+            let products = (2.0 * weights / BANDWIDTH).max(2.0 * weights * n as f64 / 790e12);
+            let floor = (products + n as f64 * context as f64 * kv / BANDWIDTH) * 1e3;
             println!(
                 "{:<20} {floor:>9.2} {time:>7.3} {:>9.2}x {:>10.0} {alone:>9.3}",
                 format!("{n} x {context}"),
@@ -250,16 +310,17 @@ impl Bench {
 
     /// What a step costs beyond the device's time when the next is submitted only after its tokens are known.
     fn gaps(&mut self) {
-        self.at_context(64, 512);
+        let rows = self.sizes.lanes.min(64);
+        self.at_context(rows, 512);
         let mut times = Vec::new();
         for step in 0..48 {
-            let input = Bench::decode_step(64, 511 + step);
+            let input = Bench::decode_step(rows, 511 + step);
             let began = Instant::now();
             self.executor.submit(input).expect("submitted");
             times.push(began.elapsed());
             self.executor.wait().expect("a step");
         }
-        println!("\nsubmitting 64 rows takes {:.1} µs of the host", middle(&mut times) * 1e3);
+        println!("\nsubmitting {rows} rows takes {:.1} µs of the host", middle(&mut times) * 1e3);
     }
 }
 

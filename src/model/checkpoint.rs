@@ -24,8 +24,9 @@ use serde::Deserialize;
 
 pub use convert::convert;
 
-use super::names::{self, Names, Role};
-use super::spec::DecoderSpec;
+use super::layout::Stack;
+use super::names::{self, LayerRole, Names, Role};
+use super::spec::{Attention, DecoderSpec, HeadNorm};
 use crate::error::{Error, Result};
 
 /// Longest index: a line for each tensor of the largest header.
@@ -139,6 +140,18 @@ pub enum Random {
     },
 }
 
+impl Random {
+    /// Those from number `first` of the tensor on.
+    pub fn from(self, first: usize) -> Random {
+        match self {
+            Random::Constant(value) => Random::Constant(value),
+            Random::Uniform { stream, reach } => {
+                Random::Uniform { stream: stream.wrapping_add(first as u64), reach }
+            }
+        }
+    }
+}
+
 impl StoredTensor {
     /// A tensor in memory: `bytes` are little-endian numbers, row-major.
     ///
@@ -154,6 +167,32 @@ impl StoredTensor {
         }
         let range = 0..bytes.len();
         Ok(StoredTensor { dtype, shape, file: Arc::new(bytes), range, random: None }.aligned())
+    }
+
+    /// A tensor that is not stored but made.
+    pub fn unmade(dtype: DType, shape: Vec<usize>, random: Random) -> StoredTensor {
+        StoredTensor { dtype, shape, file: Arc::new(Vec::new()), range: 0..0, random: Some(random) }
+    }
+
+    /// Tensors of one dtype one after the other, as one of `shape`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where their dtypes differ or `shape` holds another number of numbers.
+    pub fn stacked(tensors: &[StoredTensor], shape: Vec<usize>) -> Result<StoredTensor> {
+        let Some(first) = tensors.first() else {
+            return StoredTensor::from_bytes(DType::F32, shape, Vec::new());
+        };
+        if tensors.iter().any(|tensor| tensor.dtype != first.dtype) {
+            let text = format!("tensors of {} numbers each differ in their dtypes", first.n_elements());
+            return Err(Error::Checkpoint(text));
+        }
+        match first.random {
+            Some(random) => Ok(StoredTensor::unmade(first.dtype, shape, random)),
+            None => {
+                let bytes = tensors.iter().flat_map(StoredTensor::bytes).copied().collect();
+                StoredTensor::from_bytes(first.dtype, shape, bytes)
+            }
+        }
     }
 
     /// Little-endian numbers, row-major, at an address that is a multiple of the dtype's size; none where they are to be
@@ -287,22 +326,37 @@ impl Checkpoint {
 
     /// The weights of [`Checkpoint::dummy`], for a device that makes them itself.
     pub fn dummy_unmade(spec: &DecoderSpec, names: &Names, dtype: DType, seed: u64) -> Checkpoint {
-        let entry = |(number, role): (usize, Role)| {
+        let mut tensors = BTreeMap::new();
+        for (number, role) in names::roles(spec).into_iter().enumerate() {
+            let place = (names.place)(spec, role);
             let shape = role.shape(spec);
-            let random = match shape.get(1) {
-                Some(&columns) => Random::Uniform {
+            let random = match (neutral(spec, role), shape.get(1)) {
+                (None, Some(&columns)) => Random::Uniform {
                     stream: mix(seed ^ mix(number as u64)),
                     // Uniform in ±a has the variance a²/3.
                     reach: (3.0 / columns as f32).sqrt(),
                 },
-                None => Random::Constant(if role.is_norm() { 1.0 } else { 0.0 }),
+                (neutral, _) => Random::Constant(neutral.unwrap_or(0.0)),
             };
-            let file: Backing = Arc::new(Vec::new());
-            let entry =
-                Entry { dtype: dtype.into(), shape, strides: None, file, range: 0..0, random: Some(random) };
-            (names.first(role), entry)
-        };
-        Checkpoint { tensors: names::roles(spec).into_iter().enumerate().map(entry).collect() }
+            let n_tensors = if place.stack() == Stack::ByHead { shape[0] } else { 1 };
+            for head in 0..n_tensors {
+                let Some(name) = names.of(spec, role, head).into_iter().next() else { continue };
+                // Roles of one fused tensor have one scale: that of the first.
+                tensors.entry(name).or_insert_with(|| {
+                    let shape = place.stored_shape(&shape);
+                    let file: Backing = Arc::new(Vec::new());
+                    Entry {
+                        dtype: dtype.into(),
+                        shape,
+                        strides: None,
+                        file,
+                        range: 0..0,
+                        random: Some(random),
+                    }
+                });
+            }
+        }
+        Checkpoint { tensors }
     }
 
     /// The names of all tensors, in order.
@@ -441,6 +495,21 @@ pub fn read_limited(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::Checkpoint(format!("{name} has {length} bytes, at most {limit} are read")));
     }
     fs::read(path).map_err(unreadable)
+}
+
+/// The weight that does nothing, of a role that is a norm.
+fn neutral(spec: &DecoderSpec, role: Role) -> Option<f32> {
+    let norm = match (role, spec.attention) {
+        (Role::Layer(_, LayerRole::QueryNorm | LayerRole::KeyNorm), Attention::Heads(heads)) => {
+            heads.qk_norm.map(HeadNorm::norm)
+        }
+        (Role::Layer(_, LayerRole::QueryDownNorm | LayerRole::KvDownNorm), Attention::Latent(latent)) => {
+            Some(latent.norm)
+        }
+        (Role::EmbeddingNorm, _) => spec.embedding.norm,
+        _ => Some(spec.norm),
+    };
+    norm.filter(|_| role.is_norm()).map(|norm| norm.neutral())
 }
 
 /// One dummy tensor, little-endian.

@@ -309,13 +309,18 @@ pub fn locate(source: &ModelSource) -> Result<Located> {
 fn read_model(folder: &Path, config: &ShardConfig) -> Result<Resolved> {
     let mut model = families::resolve(&families::read_config(folder)?)?;
     if let Some(RopeOverride { kind, factor }) = config.rope {
-        let Positions::Rope(rope) = &mut model.spec.positions;
+        let Positions::Rope(ropes) = &mut model.spec.positions else {
+            let text = format!("a {} decoder has no rotary embedding to scale", model.spec.family);
+            return Err(Error::Unsupported(text));
+        };
         let factor = f64::from(factor);
         let original = u32::try_from(model.spec.max_positions).unwrap_or(u32::MAX);
-        rope.scaling = match kind {
-            RopeScalingKind::Linear => RopeScaling::Linear { factor },
-            RopeScalingKind::Dynamic => RopeScaling::Dynamic { factor, original },
-        };
+        for rope in ropes {
+            rope.scaling = match kind {
+                RopeScalingKind::Linear => RopeScaling::Linear { factor },
+                RopeScalingKind::Dynamic => RopeScaling::Dynamic { factor, original },
+            };
+        }
         model.spec.max_positions = (f64::from(original) * factor).min(f64::from(u32::MAX)) as usize;
         model.spec.check()?;
     }
