@@ -68,6 +68,7 @@ fn main() {
         n_lanes: LANES,
         max_step_tokens: STEP_TOKENS,
         graphs: true,
+        fault: None,
     };
     let parts = move |role, shard| weights.part(role, shard);
     let executor = match model::load(model.spec, parts, options, &|_, _| ()) {

@@ -72,6 +72,7 @@ impl Null {
             weight_bytes: 0,
             kv_bytes: 0,
             graph_bytes: 0,
+            links: None,
         };
         Null {
             info,

@@ -103,10 +103,11 @@ impl Check {
     }
 }
 
-fn check(name: &str, dtype: DType) {
+/// Compares all that is stored of a fixture, computed by so many GPUs.
+pub fn check(name: &str, dtype: DType, n_ranks: usize) {
     let golden = Golden::open(name);
     let mut check = Check {
-        executor: golden.executor(Device::Cuda { dtype }, 1),
+        executor: golden.executor(Device::Cuda { dtype }, n_ranks),
         noise: Noise::of(dtype),
         seen: Seen::default(),
         n_tokens: 0,
@@ -124,7 +125,7 @@ fn check(name: &str, dtype: DType) {
     }
     let Check { seen, noise, n_tokens, n_torn, .. } = check;
     println!(
-        "{name:15} {:8} {:6} log-probs, off by {:.5} on average and {:.4} at most; {n_tokens} greedy tokens, {n_torn} torn",
+        "{name:15} {:8} {n_ranks} ranks {:6} log-probs, off by {:.5} on average and {:.4} at most; {n_tokens} greedy tokens, {n_torn} torn",
         dtype.name(),
         seen.n(),
         seen.mean(),
@@ -135,11 +136,14 @@ fn check(name: &str, dtype: DType) {
 
 macro_rules! goldens {
     ($($test:ident: $fixture:literal;)+) => {
+        /// Every fixture.
+        pub const FIXTURES: &[&str] = &[$($fixture),+];
+
         $(
             #[test]
             fn $test() {
                 let _gpu = card::alone();
-                DTYPES.into_iter().for_each(|dtype| check($fixture, dtype));
+                DTYPES.into_iter().for_each(|dtype| check($fixture, dtype, 1));
             }
         )+
     };

@@ -78,6 +78,7 @@ impl Golden {
             n_lanes: 1,
             max_step_tokens: MAX_POSITIONS,
             graphs: device != Device::Cpu,
+            fault: None,
         };
         let loaded = model::load(spec, move |role, shard| weights.part(role, shard), options, &|_, _| ());
         loaded.unwrap_or_else(|error| panic!("{error}"))

@@ -33,6 +33,8 @@ pub struct ModelInfo {
     pub kv_bytes: u64,
     /// Bytes of recorded graphs, over all ranks.
     pub graph_bytes: u64,
+    /// How the ranks' devices reach each other, where there are several.
+    pub links: Option<String>,
 }
 
 /// Rope scalings whose frequencies depend on the length of the sequence: the length that counts for position `p`

@@ -165,6 +165,7 @@ mod tests {
             weight_bytes: 1,
             kv_bytes: 1,
             graph_bytes: 0,
+            links: None,
         })
     }
 

@@ -26,6 +26,7 @@ const OPTIONS: Options = Options {
     n_lanes: 6,
     max_step_tokens: 120,
     graphs: false,
+    fault: None,
 };
 
 fn spec() -> DecoderSpec {

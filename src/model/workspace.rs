@@ -54,17 +54,18 @@ impl<B: Backend> Workspace<B> {
         world: usize,
     ) -> Result<Workspace<B>> {
         let Widths { hidden, heads, neurons, vocab_part, vocab } = widths;
+        let shared = |mut tensor| backend.share(&mut tensor).map(|()| tensor);
         Ok(Workspace {
-            residual: backend.tensor(tokens, hidden)?,
+            residual: shared(backend.tensor(tokens, hidden)?)?,
             normed: backend.tensor(tokens, hidden)?,
-            branch: backend.tensor(tokens, hidden)?,
+            branch: shared(backend.tensor(tokens, hidden)?)?,
             qkv: backend.tensor(tokens, heads.qkv_width())?,
             attended: backend.tensor(tokens, heads.query_width())?,
             gate_up: backend.tensor(tokens, 2 * neurons)?,
             gated: backend.tensor(tokens, neurons)?,
             selected: backend.tensor(logit_rows, hidden)?,
             logits_part: (world > 1).then(|| backend.logits(logit_rows, vocab_part)).transpose()?,
-            logits: backend.logits(logit_rows, vocab)?,
+            logits: shared(backend.logits(logit_rows, vocab)?)?,
             logit_rows,
         })
     }

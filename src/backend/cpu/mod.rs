@@ -141,6 +141,10 @@ impl Backend for Cpu {
         self.tensor(rows, width)
     }
 
+    fn share(&self, _tensor: &mut Tensor) -> Result<()> {
+        Ok(())
+    }
+
     fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
         NormWeight::new(kind, weight)
     }
@@ -163,6 +167,10 @@ impl Backend for Cpu {
 
     fn prepare(&self, _layers: &[Tuned<'_, Cpu>]) -> Result<()> {
         Ok(())
+    }
+
+    fn meet(&self, number: u64) -> Result<u64> {
+        self.peers.least(number)
     }
 
     fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
@@ -290,6 +298,10 @@ impl Backend for Cpu {
 
     fn abort(&self, reason: &str) {
         self.peers.abort(reason);
+    }
+
+    fn links(&self) -> Option<String> {
+        None
     }
 }
 

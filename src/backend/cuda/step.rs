@@ -8,6 +8,7 @@ use std::mem::{offset_of, size_of};
 use super::device::{Buffer, Device, Pinned, launched};
 use super::lanes::Lanes;
 use super::results::{N_TURNS, Results};
+use super::world::{LaneTokens, Member};
 use super::{Kv, dtype_code, ffi};
 use crate::backend::step::{Feed, StepInput, StepOutput};
 use crate::backend::{Heads, LogitRows, StepShape};
@@ -22,6 +23,7 @@ pub struct Step {
     dtype: DType,
     shape: StepShape,
     lanes: Lanes,
+    lane_tokens: LaneTokens,
     arrays: Arrays,
     attention: Vec<(Mask, Buffer)>,
     attend_workspace: Buffer,
@@ -102,8 +104,8 @@ struct Frequencies {
 }
 
 impl Step {
-    /// Sized for the largest step.
-    pub fn new(device: &Device, dtype: DType, shape: StepShape) -> Result<Step> {
+    /// Sized for the largest step. Every rank makes its own at once.
+    pub fn new(device: &Device, member: &Member, dtype: DType, shape: StepShape) -> Result<Step> {
         let StepShape { max_tokens, n_lanes, max_positions, vocab, heads, .. } = shape.clone();
         let words = |n: usize| device.alloc(n * 4);
         let half = heads.head_dim / 2;
@@ -127,8 +129,10 @@ impl Step {
             )
         };
         let plan = |mask: &Mask| Ok((*mask, words(plan_words as usize)?));
+        let lanes = Lanes::new(device, n_lanes, max_positions, vocab)?;
         Ok(Step {
-            lanes: Lanes::new(device, n_lanes, max_positions, vocab)?,
+            lane_tokens: LaneTokens { joint: member.joint(lanes.last.address())?, n_lanes },
+            lanes,
             arrays: Arrays {
                 staged: words(staged_words)?,
                 tokens: words(max_tokens)?,
@@ -520,9 +524,20 @@ impl Step {
         launched("finish", unsafe { ffi::kv_finish(&params, self.device.stream()) })
     }
 
-    /// Waits for the oldest step under way.
-    pub fn output(&mut self) -> Result<StepOutput> {
-        self.results.output(&self.device)
+    /// What the lanes of all ranks sampled last.
+    pub fn lane_tokens(&self) -> &LaneTokens {
+        &self.lane_tokens
+    }
+
+    /// The rows that sample, padding rows of a bucket included: their drafts, and how many.
+    pub fn all_drafts(&self) -> (*const ffi::Draft, usize) {
+        let (_, n) = self.logit_tokens(&LogitRows::Sampled);
+        (self.drafts(), n)
+    }
+
+    /// Waits for the oldest step under way, for as long as `check` finds no fault.
+    pub fn output(&mut self, check: &dyn Fn() -> Result<()>) -> Result<StepOutput> {
+        self.results.output(check)
     }
 }
 

@@ -1,0 +1,130 @@
+//! Several GPUs as one: all that holds on one GPU, on two and on four where there are so many.
+
+use std::time::{Duration, Instant};
+
+use kvshard::backend::cuda;
+use kvshard::model::checkpoint::DType;
+
+use crate::card::{self, Card, DTYPES};
+use crate::noise::{Noise, Seen};
+use crate::rescore::deficits;
+use crate::support::EngineOptions;
+use crate::support::driver::Driver;
+use crate::support::process::Serving;
+use crate::support::shard::{decode, prefill, request};
+use crate::{company, golden, identical};
+
+/// Numbers of ranks that can be had here.
+fn worlds() -> Vec<usize> {
+    let n_gpus = cuda::count();
+    assert!(n_gpus >= 2, "this test needs two GPUs, and there are {n_gpus}");
+    [2, 4].into_iter().filter(|&n| n <= n_gpus).collect()
+}
+
+/// A model's heads divide among so many ranks.
+fn divides(name: &str, n_ranks: usize) -> bool {
+    let config = std::fs::read(card::model_folder(name).join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let count = |key: &str| config[key].as_u64().map(|n| n as usize);
+    let heads = count("num_attention_heads").unwrap();
+    let kv_heads = count("num_key_value_heads").unwrap_or(heads);
+    heads.is_multiple_of(n_ranks) && (kv_heads.is_multiple_of(n_ranks) || n_ranks.is_multiple_of(kv_heads))
+}
+
+#[test]
+fn goldens() {
+    let _gpu = card::alone();
+    for n_ranks in worlds() {
+        let fixtures: Vec<_> = golden::FIXTURES.iter().filter(|name| divides(name, n_ranks)).collect();
+        assert!(fixtures.len() > golden::FIXTURES.len() / 2);
+        for name in fixtures {
+            DTYPES.into_iter().for_each(|dtype| golden::check(name, dtype, n_ranks));
+        }
+    }
+}
+
+#[test]
+fn a_graph_computes_what_its_ops_compute() {
+    let _gpu = card::alone();
+    for n_ranks in worlds() {
+        for (name, dtype) in [("demo", DType::BF16), ("llama-longrope", DType::F16)] {
+            identical::graphed_or_not(name, dtype, n_ranks);
+        }
+    }
+}
+
+#[test]
+fn running_ahead_changes_nothing() {
+    let _gpu = card::alone();
+    worlds().into_iter().for_each(|n_ranks| identical::ahead_or_not("demo", DType::BF16, n_ranks));
+}
+
+#[test]
+fn company_changes_no_more_than_rounding_does() {
+    let _gpu = card::alone();
+    worlds().into_iter().for_each(|n_ranks| company::check("demo", DType::BF16, n_ranks));
+}
+
+/// Sums are made in another order: every token of several GPUs is the likeliest on one, within noise.
+#[test]
+fn tokens_are_those_of_one_gpu() {
+    let _gpu = card::alone();
+    let asked = company::greedy();
+    for (name, dtype) in [("demo", DType::BF16), ("demo", DType::F16)] {
+        let mut one = Card::load(name, dtype, company::SIZES);
+        let expected = Driver::new(one.engine(|_| ())).alone(&asked);
+        for n_ranks in worlds() {
+            let several = Card::load(name, dtype, EngineOptions { n_ranks, ..company::SIZES });
+            let got = Driver::new(several.engine(|_| ())).together(&asked);
+            let (mut seen, mut n_same) = (Seen::default(), 0);
+            for ((asked, got), expected) in asked.iter().zip(&got).zip(&expected) {
+                n_same += usize::from(got.ids == expected.ids);
+                let deficits = deficits(&mut one, &asked.prompt, &got.ids);
+                deficits.into_iter().for_each(|deficit| seen.add(deficit.max(0.0)));
+            }
+            println!(
+                "{name:15} {dtype:8} {n_ranks} ranks {} tokens, {:.4} below one GPU's likeliest at most; {n_same} of {} \
+                 answers are the same",
+                seen.n(),
+                seen.largest(),
+                asked.len()
+            );
+            assert!(seen.n() > 100 && seen.largest() <= Noise::of(dtype).margin, "{seen:?}");
+        }
+    }
+}
+
+/// A rank that fails in mid-decode takes the process along within seconds: its caller's call fails, the last line says
+/// which rank, which step and why, and the exit code is not 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_rank_ends_the_process() {
+    let _gpu = card::alone();
+    let libraries = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    for (fault, code, cause) in [
+        ("rank-error@4", 7, "giving up: rank 1 failed in step 4: a fault was injected"),
+        ("rank-hang@4", 4, "s, the limit is 1.0 s"),
+    ] {
+        assert!(worlds().contains(&2));
+        let model = card::model_folder("demo");
+        let flags = ["--num-shard", "2", "--device", "cuda", "--dtype", "bfloat16", "--max-lanes", "8"];
+        let mut arguments = vec![model.to_str().unwrap()];
+        arguments.extend(flags);
+        arguments.extend(["--pool-tokens", "4096", "--json-output", "--step-timeout", "1"]);
+        arguments.extend(["--inject-fault", fault]);
+        let mut serving = Serving::start(&arguments, &[("LD_LIBRARY_PATH", &libraries)]);
+        serving.wait_until_ready(0);
+        let mut client = serving.client().await;
+        client.prefill(prefill(1, vec![request(1, "Once upon a time", 40)], None)).await.unwrap();
+        let mut failing = Instant::now();
+        while client.decode(decode(&[1])).await.is_ok() {
+            failing = Instant::now();
+        }
+        let ended = serving.wait();
+        let took = failing.elapsed();
+        assert_eq!(ended.code, Some(code), "{fault}: {ended:?}");
+        let texts = ended.json_texts();
+        assert!(texts.last().is_some_and(|last| last.ends_with(cause)), "{fault}: {texts:?}");
+        println!("{fault}: the process ended after {:.2} s", took.as_secs_f64());
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
+}
