@@ -106,13 +106,14 @@ impl Check {
 /// Compares all that is stored of a fixture, computed by so many GPUs.
 pub fn check(name: &str, dtype: DType, n_ranks: usize) {
     let golden = Golden::open(name);
-    let mut check = Check {
-        executor: golden.executor(Device::Cuda { dtype }, n_ranks),
-        noise: Noise::of(dtype),
-        seen: Seen::default(),
-        n_tokens: 0,
-        n_torn: 0,
-    };
+    let executor = golden.executor(Device::Cuda { dtype }, n_ranks);
+    check_by(executor, &golden, name, dtype, &format!("{n_ranks} ranks"));
+}
+
+/// As [`check`], by an executor that was loaded from the fixture.
+pub fn check_by(executor: Box<dyn Executor>, golden: &Golden, name: &str, dtype: DType, by: &str) {
+    let mut check =
+        Check { executor, noise: Noise::of(dtype), seen: Seen::default(), n_tokens: 0, n_torn: 0 };
     for prompt in golden.prompts() {
         check.generation(&prompt, false);
         check.generation(&prompt, true);
@@ -125,7 +126,7 @@ pub fn check(name: &str, dtype: DType, n_ranks: usize) {
     }
     let Check { seen, noise, n_tokens, n_torn, .. } = check;
     println!(
-        "{name:15} {:8} {n_ranks} ranks {:6} log-probs, off by {:.5} on average and {:.4} at most; {n_tokens} greedy tokens, {n_torn} torn",
+        "{name:15} {:8} {by} {:6} log-probs, off by {:.5} on average and {:.4} at most; {n_tokens} greedy tokens, {n_torn} torn",
         dtype.name(),
         seen.n(),
         seen.mean(),

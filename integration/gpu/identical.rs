@@ -9,6 +9,7 @@ use kvshard::backend::cuda::{Cuda, World};
 use kvshard::backend::step::{Feed, LaneStart, Row, Sampled, SamplingParams, StepInput, StepOutput};
 use kvshard::ids::Lane;
 use kvshard::model::checkpoint::{Checkpoint, DType};
+use kvshard::model::executor::Progress;
 use kvshard::model::families;
 use kvshard::model::partition::Shard;
 use kvshard::model::rank::Rank;
@@ -38,11 +39,12 @@ pub fn in_ranks(name: &str, dtype: DType, n_ranks: usize, body: impl Fn(&mut Ran
         fault: None,
     };
     let parts = move |role, shard| weights.part(role, shard);
-    let world = World::new(n_ranks).unwrap();
+    let (world, progress) = (World::new(n_ranks).unwrap(), Progress::new(n_ranks));
     let run = |number| {
         let shard = Shard { rank: number, world: n_ranks };
         let backend = Cuda::of_world(&world, number, dtype).unwrap();
-        let mut rank = Rank::load(backend, shard, &model.spec, &parts, &options, &|_| ()).unwrap().0;
+        let mut rank =
+            Rank::load(backend, shard, &model.spec, &parts, &options, &|_| (), &progress).unwrap().0;
         let ran = catch_unwind(AssertUnwindSafe(|| body(&mut rank, number == 0)));
         ran.unwrap_or_else(|panic| {
             rank.abort("a test failed");

@@ -11,10 +11,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::executor::{Executor, ModelInfo};
+use super::executor::{Executor, ModelInfo, Progress};
 use super::guard::Guard;
 use super::partition::Shard;
-use super::rank::Rank;
+use super::rank::{Rank, Taken};
 use super::ranks::{
     MAX_UNDER_WAY, News, await_ready, check_options, check_world, info, message_of, why_lost,
 };
@@ -66,6 +66,7 @@ struct Source {
     spec: Arc<DecoderSpec>,
     parts: Arc<Parts>,
     options: Options,
+    progress: Progress,
 }
 
 impl Source {
@@ -74,8 +75,9 @@ impl Source {
         open: Open<B>,
         shard: Shard,
         report: &dyn Fn(u64),
-    ) -> Result<(Rank<B>, super::rank::Taken)> {
-        Rank::load(open()?, shard, &self.spec, &*self.parts, &self.options, report)
+    ) -> Result<(Rank<B>, Taken)> {
+        let Source { spec, parts, options, progress } = self;
+        Rank::load(open()?, shard, spec, &**parts, options, report, progress)
     }
 }
 
@@ -94,7 +96,9 @@ impl<B: Backend + 'static> Leader<B> {
         let world = opens.len();
         check_options(&options, world)?;
         check_world(&spec, world)?;
-        let source = Source { spec: Arc::new(spec), parts: Arc::from(parts), options };
+        let steps = Progress::new(world);
+        let source =
+            Source { spec: Arc::new(spec), parts: Arc::from(parts), options, progress: steps.clone() };
         let shards = (0..world).map(|rank| Shard { rank, world });
         let total =
             shards.map(|shard| total_bytes(&*source.parts, &source.spec, shard)).sum::<Result<u64>>()?;
@@ -121,7 +125,7 @@ impl<B: Backend + 'static> Leader<B> {
         let (rank, taken) = source.load(open, Shard { rank: 0, world }, &told)?;
         let mut all_taken = vec![taken];
         all_taken.extend(await_ready(&heard, world - 1, &told)?);
-        let mut info = info::<B>(&source.spec, &options, rank.backend().dtype(), &all_taken)?;
+        let mut info = info::<B>(&source.spec, &options, rank.backend().dtype(), &all_taken, steps)?;
         info.links = rank.backend().links();
         Ok(Leader { guard: Guard::new(&info), info, rank, followers, n_under_way: 0, lost: None })
     }

@@ -1,6 +1,7 @@
 //! One rank: its device, its part of the decoder, and its part of the cache.
 
 use super::decoder::Decoder;
+use super::executor::Progress;
 use super::graphed::{Graphs, measured_rows, step_rows};
 use super::inject::InjectedFault;
 use super::kv::KvPool;
@@ -28,6 +29,7 @@ pub struct Rank<B: Backend> {
     step: B::Step,
     graphs: Graphs<B>,
     fault: Option<InjectedFault>,
+    progress: Progress,
     /// Steps that began since the loading.
     n_submitted: u64,
 }
@@ -50,7 +52,7 @@ pub struct Taken {
 impl<B: Backend> Rank<B> {
     /// Attaches the backend to this thread, takes the weights to the device, makes room for all that steps need, runs the
     /// largest steps once, and gives the pool its share of what is left. All ranks do so at once, and wait for each other
-    /// where it matters: one that fails tells the others.
+    /// where it matters: one that fails tells the others. `report` hears of bytes, `progress` of steps.
     pub fn load(
         backend: B,
         shard: Shard,
@@ -58,10 +60,12 @@ impl<B: Backend> Rank<B> {
         parts: &Parts,
         options: &Options,
         report: &dyn Fn(u64),
+        progress: &Progress,
     ) -> Result<(Rank<B>, Taken)> {
         let (mut rank, weight_bytes) = Rank::fill(backend, shard, spec, parts, options, report)?;
         let taken = rank.settle(spec, options, weight_bytes);
         let taken = taken.inspect_err(|error| rank.abort(&failed_loading(shard.rank, error)))?;
+        rank.progress = progress.clone();
         Ok((rank, taken))
     }
 
@@ -104,7 +108,9 @@ impl<B: Backend> Rank<B> {
         let graphs = Graphs::none();
         // The last rank's, whom the others wait for.
         let fault = options.fault.filter(|_| shard.rank + 1 == shard.world);
-        let rank = Rank { backend, shard, decoder, kv, workspace, step, graphs, fault, n_submitted: 0 };
+        let progress = Progress::new(shard.world);
+        let rank =
+            Rank { backend, shard, decoder, kv, workspace, step, graphs, fault, progress, n_submitted: 0 };
         Ok((rank, weight_bytes))
     }
 
@@ -179,6 +185,7 @@ impl<B: Backend> Rank<B> {
         if let Some(fault) = self.fault {
             fault.strike_rank(self.n_submitted)?;
         }
+        self.progress.begin(self.shard.rank, self.n_submitted);
         let Rank { backend, shard, decoder, kv, workspace, step, graphs, .. } = self;
         backend.begin(input, step)?;
         let extent = Extent::of(input);

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::checkpoint::DType;
-use super::executor::{Executor, ModelInfo, PositionRegime};
+use super::executor::{Executor, ModelInfo, PositionRegime, Progress};
 use super::guard::Guard;
 use super::partition::Shard;
 use super::rank::{Rank, Taken};
@@ -57,6 +57,7 @@ struct Load<B> {
     spec: Arc<DecoderSpec>,
     parts: Arc<Parts>,
     options: Options,
+    progress: Progress,
 }
 
 impl Ranks {
@@ -77,11 +78,13 @@ impl Ranks {
         check_world(&spec, world)?;
         let shards = (0..world).map(|rank| Shard { rank, world });
         let total = shards.map(|shard| total_bytes(&*parts, &spec, shard)).sum::<Result<u64>>()?;
+        let steps = Progress::new(world);
         let (news, heard) = channel();
         let mut ranks = Vec::new();
         for (rank, backend) in backends.into_iter().enumerate() {
             let shard = Shard { rank, world };
-            let load = Load { backend, shard, spec: Arc::clone(&spec), parts: Arc::clone(&parts), options };
+            let (spec, parts, progress) = (Arc::clone(&spec), Arc::clone(&parts), steps.clone());
+            let load = Load { backend, shard, spec, parts, options, progress };
             ranks.push(RankThread::spawn(load, news.clone())?);
         }
         drop(news);
@@ -90,7 +93,7 @@ impl Ranks {
             done.set(done.get() + bytes);
             progress(done.get(), total);
         })?;
-        let info = info::<B>(&spec, &options, dtype, &taken)?;
+        let info = info::<B>(&spec, &options, dtype, &taken, steps)?;
         Ok(Ranks { guard: Guard::new(&info), info, ranks, n_under_way: 0 })
     }
 }
@@ -144,6 +147,7 @@ pub(super) fn info<B: Backend>(
     options: &Options,
     dtype: DType,
     taken: &[Taken],
+    progress: Progress,
 ) -> Result<ModelInfo> {
     let count = |n: usize| u32::try_from(n).map_err(|_| Error::Checkpoint(format!("{n} is beyond 2³²")));
     // Where ranks outnumber the KV heads, each keeps a copy.
@@ -164,6 +168,7 @@ pub(super) fn info<B: Backend>(
         kv_bytes: taken.iter().map(|taken| taken.kv_bytes).sum(),
         graph_bytes: taken.iter().map(|taken| taken.graph_bytes).sum(),
         links: None,
+        progress,
     })
 }
 
@@ -199,10 +204,10 @@ fn serve<B: Backend>(
     to_run: &Receiver<Arc<StepInput>>,
     done: &SyncSender<Result<StepOutput>>,
 ) {
-    let Load { backend, shard, spec, parts, options } = load;
+    let Load { backend, shard, spec, parts, options, progress } = load;
     // Nobody listens any more once another rank has failed; then the channel of steps is closed too.
     let report = |bytes| drop(news.send(News::Loaded { bytes }));
-    let mut rank = match Rank::load(backend, shard, &spec, &*parts, &options, &report) {
+    let mut rank = match Rank::load(backend, shard, &spec, &*parts, &options, &report, &progress) {
         Ok((rank, taken)) => {
             drop(news.send(News::Ready(taken)));
             rank
