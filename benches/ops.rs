@@ -5,7 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kvshard::backend::cpu::{Cpu, Tensor};
 use kvshard::backend::step::{Feed, LaneStart, Row, SamplingParams, StepInput};
-use kvshard::backend::{Backend, Heads, LinearPart, StepShape};
+use kvshard::backend::{Backend, Heads, KvRows, LinearPart, Scores, StepShape};
 use kvshard::ids::Lane;
 use kvshard::model::checkpoint::{DType, StoredTensor};
 use kvshard::model::rope::Frequencies;
@@ -36,8 +36,8 @@ fn linear(criterion: &mut Criterion) {
             };
             let n_bytes = bytes.len() as u64;
             let Ok(tensor) = StoredTensor::from_bytes(dtype, vec![outputs, inputs], bytes) else { continue };
-            let weight = TensorPart { tensor, rows: 0..outputs, columns: 0..inputs };
-            let weight = cpu.weight(&[LinearPart { weight, bias: None }]).unwrap();
+            let weight = TensorPart::whole(tensor);
+            let weight = cpu.weight(&[LinearPart { weight, bias: None }], 1.0).unwrap();
             for rows in [1, 8, 128] {
                 let mut x = cpu.tensor(rows, inputs).unwrap();
                 fill(&mut x);
@@ -72,8 +72,8 @@ fn attend(criterion: &mut Criterion) {
             input.rows.push(Row { lane, start, feed, store_from: 0, sample: true, n_targets: 0 });
             input.prompt_tokens.push(0);
         }
-        let rope = Rope { base: 10_000.0, scaling: RopeScaling::Unscaled };
-        let frequencies = Frequencies::new(&rope, heads.head_dim);
+        let rope = Rope { base: 10_000.0, width: heads.head_dim, scaling: RopeScaling::Unscaled };
+        let frequencies = vec![Frequencies::new(&rope)];
         let shape = StepShape {
             max_tokens: rows,
             n_lanes: rows,
@@ -87,7 +87,7 @@ fn attend(criterion: &mut Criterion) {
         cpu.begin(&input, &mut step).unwrap();
         let mut qkv = cpu.tensor(rows, heads.qkv_width()).unwrap();
         fill(&mut qkv);
-        let mut kv = cpu.kv(n_slots, heads.kv_width()).unwrap();
+        let mut kv = cpu.kv(n_slots, KvRows::KeysValues { width: heads.kv_width() }).unwrap();
         kv.keys
             .iter_mut()
             .chain(&mut kv.values)
@@ -95,8 +95,10 @@ fn attend(criterion: &mut Criterion) {
             .for_each(|(to, number)| *to = number);
         let mut out = cpu.tensor(rows, heads.query_width()).unwrap();
         group.throughput(Throughput::Bytes((2 * n_slots * heads.kv_width() * size_of::<f32>()) as u64));
+        let scale = 1.0 / (heads.head_dim as f32).sqrt();
+        let scores = Scores { scale, softcap: None, mask: Mask::Causal, slopes: None, sinks: None };
         group.bench_function(BenchmarkId::new(format!("{rows} rows"), len), |bencher| {
-            bencher.iter(|| cpu.attend(heads, Mask::Causal, &step, &qkv, &kv, &mut out).unwrap());
+            bencher.iter(|| cpu.attend(heads, &scores, &step, &qkv, &kv, &mut out).unwrap());
         });
     }
 }

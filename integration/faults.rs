@@ -133,7 +133,7 @@ fn failing_world(info: &dyn Executor, n_ranks: usize, rank: usize, failure: Fail
     let folder = fixture("llama");
     let model = families::resolve(&families::read_config(&folder).unwrap()).unwrap();
     let weights = Weights::open(&Checkpoint::open(&folder).unwrap(), &model.spec, &model.names).unwrap();
-    let n_layers = model.spec.masks.len() as u64;
+    let n_layers = model.spec.layers() as u64;
     let backends = Cpu::world(n_ranks).into_iter().enumerate().map(|(number, inner)| {
         let n_attended = AtomicU64::new(0);
         let before_attend = move || {

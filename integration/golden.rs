@@ -3,6 +3,8 @@
 //! An executor returns no logits, so distributions are compared: greedy sampling that reports the whole vocabulary gives
 //! the log-softmax of a position's logits, and targets give single entries of it.
 
+use std::fs;
+
 use kvshard::backend::step::{Feed, Row, Sampled, StepInput};
 use kvshard::ids::Lane;
 use kvshard::model::Device;
@@ -12,6 +14,7 @@ use kvshard::model::families;
 use kvshard::model::plan::{MemoryPlan, PlanOptions};
 use kvshard::model::weights::Weights;
 
+use crate::support::fixture;
 use crate::support::golden::{Golden, Prompt, log_softmax, prefill, run};
 use crate::support::oracle::Oracle;
 
@@ -124,74 +127,78 @@ fn check(name: &str, worlds: &[usize]) {
     }
 }
 
-#[test]
-fn llama() {
-    check("llama", &[1, 2, 4]);
+/// A test for each fixture, on each number of ranks among which its heads and neurons divide.
+macro_rules! goldens {
+    ($($test:ident: $fixture:literal on $worlds:expr;)+) => {
+        const CHECKED: &[&str] = &[$($fixture),+];
+
+        $(#[test]
+        fn $test() {
+            check($fixture, &$worlds);
+        })+
+    };
+}
+
+goldens! {
+    llama: "llama" on [1, 2, 4];
+    llama_with_defaults_in_shards: "llama-sharded" on [1, 2, 4];
+    llama3_tied_with_its_scaling: "llama3" on [1, 2, 4];
+    llama_with_biases_and_an_odd_vocabulary: "llama-bias" on [1, 2, 4];
+    linear_scaling: "llama-linear" on [1, 2];
+    dynamic_scaling: "llama-dynamic" on [1, 2];
+    yarn: "llama-yarn" on [1, 2];
+    longrope: "llama-longrope" on [1, 2];
+    mistral_with_a_window: "mistral" on [1, 2, 4];
+    mixtral: "mixtral" on [1, 2, 4];
+    yi: "yi" on [1, 2, 4, 8];
+    yi_with_its_first_names: "yi-ln" on [1, 2, 4];
+    qwen: "qwen" on [1, 2, 4];
+    qwen_of_the_first_revision: "qwen-first" on [1, 2, 4];
+    qwen2_tied_with_windows_switched_off: "qwen2" on [1, 2, 4];
+    qwen2_with_windows_on_some_layers: "qwen2-window" on [1, 2, 4];
+    qwen3: "qwen3" on [1, 2, 4];
+    qwen3_with_experts: "qwen3-moe" on [1, 2, 4];
+    deepseek_v2_lite: "deepseek-v2-lite" on [1, 2, 4];
+    deepseek_v2_with_narrow_values: "deepseek-v2-narrow" on [1, 2, 4];
+    deepseek_v2: "deepseek-v2" on [1, 2, 4];
+    deepseek_v3: "deepseek-v3" on [1, 2, 4];
+    gemma2: "gemma2" on [1, 2, 4];
+    gemma3: "gemma3" on [1, 2, 4];
+    gemma3_beside_a_vision_tower: "gemma3-wrapped" on [1, 2, 4];
+    gpt_oss: "gpt-oss" on [1, 2, 4];
+    phi3: "phi3" on [1, 2, 4];
+    phi3_with_two_sets_of_frequencies: "phi3-longrope" on [1, 2, 4];
+    phi4_mini_turning_a_part_of_each_head: "phi4-mini" on [1, 2, 4];
+    command_r: "cohere" on [1, 2, 4];
+    command_r_plus: "cohere-qk-norm" on [1, 2, 4];
+    stablelm: "stablelm" on [1, 2, 4];
+    stablelm_in_parallel: "stablelm-parallel" on [1, 2, 4];
+    minicpm: "minicpm" on [1, 2, 4];
+    granite: "granite" on [1, 2, 4];
+    internlm: "internlm" on [1, 2, 4];
+    internlm_of_later_revisions: "internlm-rotary" on [1, 2, 4];
+    baichuan_7b: "baichuan-7b" on [1, 2, 4];
+    baichuan_13b: "baichuan-13b" on [1, 2];
+    baichuan2_7b: "baichuan2-7b" on [1, 2, 4];
+    baichuan2_13b: "baichuan2-13b" on [1, 2];
+    chatglm2: "chatglm2" on [1, 2, 4];
+    bloom: "bloom" on [1, 2];
+    bloom_without_its_prefix: "bloom-bare" on [1, 2, 4];
+    starcoder: "gpt-bigcode" on [1, 2, 4];
+    starcoder_with_the_other_gelu: "gpt-bigcode-tanh" on [1, 2, 4];
+    starcoder_with_all_kv_heads: "gpt-bigcode-mha" on [1, 2, 4];
+    starcoder2: "starcoder2" on [1, 2, 4];
+    falcon_7b: "falcon" on [1];
+    falcon_40b: "falcon-groups" on [1, 2, 4];
 }
 
 #[test]
-fn llama_with_defaults_in_shards() {
-    check("llama-sharded", &[1, 2, 4]);
-}
-
-#[test]
-fn llama3_tied_with_its_scaling() {
-    check("llama3", &[1, 2, 4]);
-}
-
-#[test]
-fn llama_with_biases_and_an_odd_vocabulary() {
-    check("llama-bias", &[1, 2, 4]);
-}
-
-#[test]
-fn linear_scaling() {
-    check("llama-linear", &[1, 2]);
-}
-
-#[test]
-fn dynamic_scaling() {
-    check("llama-dynamic", &[1, 2]);
-}
-
-#[test]
-fn yarn() {
-    check("llama-yarn", &[1, 2]);
-}
-
-#[test]
-fn longrope() {
-    check("llama-longrope", &[1, 2]);
-}
-
-#[test]
-fn mistral_with_a_window() {
-    check("mistral", &[1, 2, 4]);
-}
-
-#[test]
-fn yi() {
-    check("yi", &[1, 2, 4, 8]);
-}
-
-#[test]
-fn yi_with_its_first_names() {
-    check("yi-ln", &[1, 2, 4]);
-}
-
-#[test]
-fn qwen2_tied_with_windows_switched_off() {
-    check("qwen2", &[1, 2, 4]);
-}
-
-#[test]
-fn qwen2_with_windows_on_some_layers() {
-    check("qwen2-window", &[1, 2, 4]);
-}
-
-#[test]
-fn internlm() {
-    check("internlm", &[1, 2, 4]);
+fn every_fixture_is_checked() {
+    for entry in fs::read_dir(fixture("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(CHECKED.contains(&name) || !path.join("golden.json").exists(), "{name}");
+    }
 }
 
 /// The oracle of the schedules is itself right.

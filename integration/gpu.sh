@@ -118,7 +118,7 @@ for part in "${parts[@]}"; do
     shards)
       tests shards "$(gpu)" shards::
       figures shards
-      attempt sums "$(bench)" collectives "tp$(nvidia-smi --list-gpus | wc -l)"
+      attempt sums "$(bench)" collectives "ranks=$(nvidia-smi --list-gpus | wc -l)"
       cat "$logs/sums.log"
       ;;
     *)

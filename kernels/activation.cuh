@@ -1,4 +1,4 @@
-// The non-linearities of a gate, in f32.
+// Non-linearities, in f32.
 #pragma once
 
 #include "common.cuh"
@@ -22,6 +22,13 @@ __device__ __forceinline__ float activate(int activation, float x) {
     default:
       return gelu(x);
   }
+}
+
+// activation(gate) * up, but for the one that bounds both.
+__device__ __forceinline__ float gated(int activation, float limit, float gate, float up) {
+  if (activation != KV_CLAMPED_SWIGLU) return activate(activation, gate) * up;
+  const float g = fminf(gate, limit), u = fminf(fmaxf(up, -limit), limit);
+  return g / (1.f + exp2f(-1.702f * 1.4426950408889634f * g)) * (u + 1.f);
 }
 
 }  // namespace kv

@@ -34,6 +34,7 @@ struct Scores {
   float scale;    // To base 2 without a softcap; else to the argument of tanh.
   float softcap;  // In base 2; 0: none.
   const float *alibi;
+  const float *sinks;
 
   // The score, in base 2, of a product of query and key; the key lies `ahead` positions after the query, 0 or
   // fewer.
@@ -308,6 +309,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDim <= 128 ? kBlocksPerSm : 1
       const int block = static_cast<int>(blockIdx.x);
       const Cut cut = {static_cast<T *>(args.out) + here.now.token * args.out_stride +
                            static_cast<int64_t>(piece_first_head) * kDim,
+                       args.scores.sinks != nullptr ? args.scores.sinks + piece_first_head : nullptr,
                        piece_heads, piece_block > 0 ? part.first_part : block,
                        here.at_row_end() ? block : part.last_part};
       const bool whole = cut.first_part == cut.last_part;
@@ -347,7 +349,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDim <= 128 ? kBlocksPerSm : 1
           merge(state, sum, other, x);
           const int head = tile * kColumns + column;
           if (whole) {
-            store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
+            store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser(cut.sink(head)));
           } else {
             const int64_t at = static_cast<int64_t>(place_of(cut, 0, block)) * kHeads + head;
             store_piece<kDim>(args.pieces, at, d, state, sum);
@@ -438,11 +440,12 @@ __global__ void __launch_bounds__(kAnyThreads)
       }
     }
   }
+  const float sink = args.scores.sinks != nullptr ? args.scores.sinks[head] * kLog2e : kMinusInfinity;
   T *const out = static_cast<T *>(args.out) + row.token * args.out_stride + head * dim;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int d = static_cast<int>(threadIdx.x) + i * kAnyThreads;
-    if (d < dim) out[d] = from_float<T>(sums[i] * state.normaliser());
+    if (d < dim) out[d] = from_float<T>(sums[i] * state.normaliser(sink));
   }
 }
 
@@ -461,6 +464,7 @@ int own_kernel_bytes(int head_dim) {
     case 80: return Layout<80>::kSharedBytes;
     case 96: return Layout<96>::kSharedBytes;
     case 128: return Layout<128>::kSharedBytes;
+    case 160: return Layout<160>::kSharedBytes;
     case 256: return Layout<256>::kSharedBytes;
     default: return 0;
   }
@@ -514,6 +518,7 @@ int launch_dim(const kv_attend_decode_params &params, const DecodeArgs &args, in
     case 96: return launch_own<T, 96, 1>(args, stream);
     case 128:
       return columns == kColumns ? launch_own<T, 128, 1>(args, stream) : launch_own<T, 128, 2>(args, stream);
+    case 160: return launch_own<T, 160, 1>(args, stream);
     case 256: return launch_own<T, 256, 1>(args, stream);
     default: return launch_any<T>(params, args, stream);
   }
@@ -560,7 +565,7 @@ int kv_attend_decode(const kv_attend_decode_params *params, kv_stream stream) {
   args.slots_stride = p.cache.slots_stride;
   args.slot_numbers = static_cast<int64_t>(p.kv_heads) * p.head_dim;
   args.scores = {softcap > 0.f ? p.scores.scale / softcap : p.scores.scale * kLog2e, softcap * kLog2e,
-                 p.scores.alibi};
+                 p.scores.alibi, p.scores.sinks};
   args.rows = {p.rows, p.scores.window};
   args.plan = reinterpret_cast<const Part *>(p.plan);
   args.group = p.heads / p.kv_heads;

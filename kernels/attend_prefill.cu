@@ -251,9 +251,10 @@ __global__ void __launch_bounds__(Tiling::kThreads)
     float total = totals[i];
     total += __shfl_xor_sync(0xffffffffu, total, 1);
     total += __shfl_xor_sync(0xffffffffu, total, 2);
-    const float inverse = 1.f / total;
     const int row = warp_row + i * 8 + lane / 4, query = row / tile.heads;
     if (query >= tile.queries) continue;
+    if constexpr (kShaped) total += sink_weight(params.scores, tile.first_head + row % tile.heads, maxima[i]);
+    const float inverse = 1.f / total;
     T *const to = out + query * params.out_stride + row % tile.heads * head_dim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
@@ -276,9 +277,8 @@ int launch_prefill(const kv_attend_prefill_params &params, kv_stream stream) {
 
 template <typename T, typename Tiling>
 int launch_prefill(const kv_attend_prefill_params &params, kv_stream stream) {
-  const bool shaped = params.scores.softcap > 0.f || params.scores.alibi != nullptr;
-  return shaped ? launch_prefill<T, Tiling, true>(params, stream)
-                : launch_prefill<T, Tiling, false>(params, stream);
+  return is_shaped(params.scores) ? launch_prefill<T, Tiling, true>(params, stream)
+                                  : launch_prefill<T, Tiling, false>(params, stream);
 }
 
 template <typename T>

@@ -91,6 +91,16 @@ struct ShapedScores {
   }
 };
 
+// What a head's sink adds to the sum of weights 2^(score - offset).
+__device__ __forceinline__ float sink_weight(const kv_scores &scores, int head, float offset) {
+  return scores.sinks != nullptr ? exp2_approx(scores.sinks[head] * kLog2e - offset) : 0.f;
+}
+
+// Whether scores are more than scaled, masked products.
+inline bool is_shaped(const kv_scores &scores) {
+  return scores.softcap > 0.f || scores.alibi != nullptr || scores.sinks != nullptr;
+}
+
 // Lets a kernel have more dynamic shared memory than the 48 KiB it gets unasked.
 template <typename Kernel>
 inline cudaError_t allow_shared(Kernel kernel, int bytes) {

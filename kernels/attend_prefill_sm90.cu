@@ -535,6 +535,16 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
     }
     return true;
   };
+  // A thread's part of the sum of a row's weights.
+  auto total_of = [&](int stage, int i) {
+    float total = softmax.totals[i];
+    if constexpr (kShaped) {
+      const PrefillTile &tile = shared_tiles[stage];
+      const int head = tile.first_head + (row + i * 8) % tile.heads;
+      if (lane % 4 == 0) total += sink_weight(params.scores, head, softmax.maxima[i]);
+    }
+    return total;
+  };
   auto end_item = [&](int stage, const float (&totals)[2], const float (&sums)[kDim / 2]) {
     const PrefillTile &tile = shared_tiles[stage];
 #pragma unroll
@@ -613,7 +623,7 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
       for (int i = 0; i < kDim / 2; ++i) sums[i] *= rescale[i / 2 % 2];
     }
     const int done_stage = place_q.stage;
-    const float done_totals[2] = {softmax.totals[0], softmax.totals[1]};
+    const float done_totals[2] = {total_of(done_stage, 0), total_of(done_stage, 1)};
     place_q.advance();
     if (!begin_item()) break;
     multiply();
@@ -626,7 +636,9 @@ __device__ __forceinline__ void consume(const kv_attend_prefill_params &params, 
   wgmma_fence();
   multiply_values<T, kDim>(sums, weights, v + place_v.stage * kStageOffset);
   wgmma_wait<0>(sums);
-  end_item(place_q.stage ^ 1, softmax.totals, sums);
+  const int last_stage = place_q.stage ^ 1;
+  const float last_totals[2] = {total_of(last_stage, 0), total_of(last_stage, 1)};
+  end_item(last_stage, last_totals, sums);
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
@@ -692,9 +704,8 @@ std::atomic<unsigned> launches;
 
 template <typename T, int kDim>
 int launch_prefill(const kv_attend_prefill_params &params, kv_stream stream) {
-  const bool shaped = params.scores.softcap > 0.f || params.scores.alibi != nullptr;
   const auto kernel =
-      shaped ? attend_prefill_sm90_kernel<T, kDim, true> : attend_prefill_sm90_kernel<T, kDim, false>;
+      is_shaped(params.scores) ? attend_prefill_sm90_kernel<T, kDim, true> : attend_prefill_sm90_kernel<T, kDim, false>;
   const cudaError_t error = allow_shared(kernel, kSharedBytes<kDim>);
   if (error != cudaSuccess) return static_cast<int>(error);
   const int n_items = params.n_tiles * prefill_tile_items(params.heads, params.kv_heads, kRows);

@@ -53,9 +53,14 @@ __device__ __forceinline__ void merge(SoftmaxState &state, float (&sum)[4], cons
 
 // A row, under some query heads, of which a part holds only a piece.
 struct Cut {
-  void *out;  // Of its first head.
+  void *out;           // Of its first head.
+  const float *sinks;  // Of its first head, or null.
   int32_t heads;
   int32_t first_part, last_part;  // They hold all of it.
+
+  __device__ __forceinline__ float sink(int head) const {
+    return sinks != nullptr ? sinks[head] * kLog2e : kMinusInfinity;
+  }
 };
 
 // The last of up to kFan neighbouring parts to arrive merges their pieces, and the last of those that did so the
@@ -129,7 +134,7 @@ __device__ __forceinline__ bool merge_group(const Pieces &pieces, const Cut &cut
       }
     }
     if (row) {
-      store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser());
+      store_4(static_cast<T *>(cut.out) + head * kDim + d, sum, state.normaliser(cut.sink(head)));
     } else {
       const int64_t at = static_cast<int64_t>(place_of(cut, level + 1, group.first)) * kHeads + head;
       store_piece<kDim>(pieces, at, d, state, sum);

@@ -21,7 +21,7 @@ __global__ void fill_random(kv_fill_random_params p) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
     const int64_t row = i / p.columns, column = i % p.columns;
-    const uint64_t at = (p.first_row + row) * p.all_columns + p.first_column + column;
+    const uint64_t at = p.first + row * p.row_step + column * p.column_step;
     const float unit = static_cast<float>(mix(p.stream + at) >> 40) / 8388608.f - 1.f;
     static_cast<T *>(p.out)[row * p.out_stride + column] = from_float<T>(p.reach * unit);
   }

@@ -18,8 +18,13 @@ typedef struct CUstream_st *kv_stream;
 /* What activations, weights, keys and values are stored in; sums are f32. */
 enum { KV_BF16 = 0, KV_F16 = 1 };
 
-/* Non-linearities of a gate. */
-enum { KV_SILU = 0, KV_GELU_TANH = 1, KV_GELU = 2 };
+/* Non-linearities. */
+enum {
+  KV_SILU = 0,
+  KV_GELU_TANH = 1,
+  KV_GELU = 2,
+  KV_CLAMPED_SWIGLU = 3 /* of gates: g / (1 + e^(-1.702 g)) * (u + 1), g = min(gate, limit), u = clamp(up, +-limit) */
+};
 
 /* How an attention's scores are made, beside q·k. */
 typedef struct {
@@ -27,6 +32,7 @@ typedef struct {
   float softcap;       /* 0: none; else score = softcap * tanh(score / softcap), before the mask. */
   int32_t window;      /* 0: causal only; else a query at i sees key j iff j <= i and i - j < window. */
   const float *alibi;  /* [heads] slopes: score += slope * (j - i); null: none. */
+  const float *sinks;  /* [heads] logits that take part in the softmax without a value; null: none. */
 } kv_scores;
 
 /* Keys and values of one layer, and who may read which. */
@@ -117,11 +123,12 @@ int kv_attend_prefill(const kv_attend_prefill_params *params, kv_stream stream);
 
 /* ---- linear.cu: products of few rows, bound by the reading of the weights ---- */
 
-/* What becomes of x · weightᵀ. */
+/* What becomes of product = scale · x · weightᵀ. */
 enum {
-  KV_STORE = 0, /* out = product + bias */
-  KV_ADD = 1,   /* out += product + bias: the residual stream */
-  KV_GATE = 2   /* out = activation(first half of the outputs) * second half; out has outputs / 2 columns */
+  KV_STORE = 0,   /* out = product + bias */
+  KV_ADD = 1,     /* out += product + bias: the residual stream */
+  KV_GATE = 2,    /* out = activation(first half of the outputs) * second half; out has outputs / 2 columns */
+  KV_ACTIVATE = 3 /* out = activation(product + bias) */
 };
 
 typedef struct {
@@ -132,8 +139,10 @@ typedef struct {
   void *out;           /* [rows][out_stride] of the dtype, or of f32 where out_f32 */
   int64_t out_stride;
   int32_t rows, outputs, inputs;
-  int32_t epilogue;    /* KV_STORE, KV_ADD, KV_GATE */
-  int32_t activation;  /* of KV_GATE */
+  int32_t epilogue;    /* KV_STORE, KV_ADD, KV_GATE, KV_ACTIVATE */
+  int32_t activation;  /* of KV_GATE and KV_ACTIVATE */
+  float scale;
+  float limit;         /* of KV_CLAMPED_SWIGLU */
   int32_t out_f32;     /* with KV_STORE only */
   int32_t variant;     /* which of the shapes' tilings: 0 .. kv_linear_variants() - 1, chosen by measurement */
   void *workspace;     /* kv_linear_workspace_bytes, zeroed once */
@@ -245,15 +254,26 @@ typedef struct {
   kv_sampling sampling;
 } kv_lane_start;
 
-/* Which frequencies a position turns by. */
+/* What the base of the frequencies is multiplied by beyond `original` tokens is a growth ^ (d / (d - 2)): */
+enum {
+  KV_GROWS_WITH_SEQUENCE = 0, /* factor * len / original - (factor - 1), len of prompt and output */
+  KV_GROWS_WITH_PROMPT = 1    /* 2^ceil(log2(len / original) + 1) - 1, len of the prompt */
+};
+
+/* A rotary embedding: which frequencies a position turns by, and the angles of a step. */
 typedef struct {
   const float *usual;  /* [half] of sequences up to `original` tokens */
-  const float *longer; /* [half] beyond, or null */
+  const float *longer; /* [half] beyond, or null: there the base grows */
+  float *angles;       /* [max_tokens][half][2] cosine, sine */
+  double base;
+  double factor;       /* of KV_GROWS_WITH_SEQUENCE */
   uint32_t original;   /* 2^32 - 1 where the length does not matter */
+  int32_t growth;
+  int32_t half;        /* pairs that turn */
   float amplitude;     /* Multiplies cosine and sine. */
-  double base;         /* Where `longer` is null, beyond `original` the base grows with the sequence: */
-  double factor;       /* base * (factor * len / original - (factor - 1)) ^ (d / (d - 2)) */
-} kv_frequencies;
+} kv_rotary;
+
+enum { KV_MAX_ROTARIES = 4 };
 
 typedef struct {
   const kv_lane_start *starts; /* [n], staged */
@@ -279,13 +299,13 @@ typedef struct {
   const uint32_t *prompt_lens;  /* [lanes] */
   const uint32_t *slots;        /* [lanes][slots_stride] */
   int64_t slots_stride;
-  kv_frequencies frequencies;
-  int32_t half;                 /* pairs that turn */
+  kv_rotary rotaries[KV_MAX_ROTARIES];
+  int32_t n_rotaries;
   const uint32_t *finished;     /* steps finished so far: a decode step's results go to its parity's half */
   int32_t max_results;          /* results of one step */
   uint32_t *tokens;             /* [max_tokens] ids */
+  uint32_t *positions;          /* [max_tokens] */
   int32_t *stores;              /* [max_tokens] slot, or −1 */
-  float *angles;                /* [max_tokens][half][2] cosine, sine */
   kv_decode_row *decode_rows;   /* [max_tokens], of a decode step */
   kv_draft *drafts;             /* of a decode step: [max_tokens]; else their `previous` is set from the tokens */
   uint32_t *sampled_tokens;     /* [sampled rows] the token whose logits are sampled; made here for a decode step */
@@ -305,51 +325,111 @@ typedef struct {
 /* The end of a step: what the host may read now is there. */
 int kv_finish(const kv_finish_params *params, kv_stream stream);
 
-/* ---- rows.cu: rows copied by number ---- */
+/* ---- rows.cu: rows taken by number, and what is done to each number of a row ---- */
 
 typedef struct {
   const void *table;          /* [table_rows][table_stride] */
   int64_t table_stride;
   const uint32_t *wanted;     /* [rows] */
   int32_t rows;
-  uint32_t first;             /* number of the table's first row; rows outside it become zeros */
+  uint32_t first;             /* number of the table's first row; rows outside it count as zeros */
   uint32_t table_rows;
   void *out;                  /* [rows][out_stride] */
   int64_t out_stride;
   int32_t width;
-} kv_copy_rows_params;
+  int32_t add;                /* 1: out += multiplier * row; 0: out = multiplier * row */
+  float multiplier;
+  int32_t dtype;
+} kv_take_rows_params;
 
-/* Of 16-bit numbers. */
-int kv_copy_rows(const kv_copy_rows_params *params, kv_stream stream);
+int kv_take_rows(const kv_take_rows_params *params, kv_stream stream);
+
+typedef struct {
+  const void *x;       /* [rows][x_stride] */
+  int64_t x_stride;
+  void *out;           /* [rows][out_stride] */
+  int64_t out_stride;
+  int32_t rows;
+  int32_t width;
+  float multiplier;
+  int32_t dtype;
+} kv_add_rows_params;
+
+/* out += multiplier * x */
+int kv_add_rows(const kv_add_rows_params *params, kv_stream stream);
+
+typedef struct {
+  float *logits;      /* [rows][stride] */
+  int64_t stride;
+  int32_t rows;
+  int32_t width;
+  float multiplier;
+  float softcap;      /* 0: none */
+} kv_warp_logits_params;
+
+/* logits = softcap * tanh(multiplier * logits / softcap), in place */
+int kv_warp_logits(const kv_warp_logits_params *params, kv_stream stream);
+
+typedef struct {
+  void *rows_of;      /* [rows][stride] */
+  int64_t stride;
+  int32_t rows;
+  int32_t width;
+  int32_t dtype;
+} kv_normalise_rows_params;
+
+/* Divides each row by its length, max(|row|, 1e-12), in place. */
+int kv_normalise_rows(const kv_normalise_rows_params *params, kv_stream stream);
 
 /* ---- norm.cu ---- */
+
+enum {
+  KV_RMS = 0,          /* weight * x / sqrt(mean(x^2) + eps) */
+  KV_RMS_ONE_PLUS = 1, /* (1 + weight) * x / sqrt(mean(x^2) + eps) */
+  KV_LAYER = 2         /* weight * (x - mean(x)) / sqrt(var(x) + eps) + bias */
+};
 
 typedef struct {
   const void *x;      /* [rows][x_stride] */
   int64_t x_stride;
   const void *weight; /* [width] */
+  const void *bias;   /* [width] or null; of KV_LAYER */
   void *out;          /* [rows][out_stride] */
   int64_t out_stride;
   int32_t rows;
   int32_t width;
   float eps;
+  int32_t kind;
+  int32_t add;        /* 1: out += norm(x); 0: out = norm(x) */
   int32_t dtype;
 } kv_norm_params;
 
-/* out = weight * x / sqrt(mean(x^2) + eps) */
 int kv_norm(const kv_norm_params *params, kv_stream stream);
 
 /* ---- rope_store.cu ---- */
 
+/* The norm of each head's query or key, without a bias. */
 typedef struct {
-  void *qkv;             /* [tokens][stride] queries, keys, values; queries and keys are rotated in place */
+  const void *weight;   /* [head_dim], or [heads][head_dim] */
+  int32_t head_stride;  /* head_dim where each head has its own weight; 0 where they share one */
+} kv_head_norm;
+
+typedef struct {
+  void *qkv;                 /* [tokens][stride] queries, keys, values; queries are turned in place */
   int64_t stride;
-  const float *angles;   /* [tokens][head_dim / 2][2] */
-  const int32_t *stores; /* [tokens] */
-  void *keys;            /* [slots][kv_heads * head_dim] */
+  const float *angles;       /* [tokens][rotary_dim / 2][2] */
+  const uint32_t *positions; /* [tokens], where log_n */
+  const int32_t *stores;     /* [tokens] */
+  void *keys;                /* [slots][kv_heads * head_dim] */
   void *values;
   int32_t tokens;
   int32_t heads, kv_heads, head_dim;
+  int32_t rotary_dim;        /* numbers of a head that turn, its first; even, 0 for none */
+  int32_t normed;            /* 1: heads are normed before they turn, by kind and eps and: */
+  kv_head_norm query_norm, key_norm;
+  int32_t kind;
+  float eps;
+  uint32_t log_n;            /* 0: none; else queries at positions p >= log_n are multiplied by ln(p + 1) / ln(log_n) */
   int32_t dtype;
 } kv_rope_store_params;
 
@@ -365,10 +445,23 @@ typedef struct {
   int32_t rows;
   int32_t width;       /* of out */
   int32_t activation;
+  float limit;         /* of KV_CLAMPED_SWIGLU */
   int32_t dtype;
 } kv_gate_params;
 
 int kv_gate(const kv_gate_params *params, kv_stream stream);
+
+typedef struct {
+  void *x;             /* [rows][stride] */
+  int64_t stride;
+  int32_t rows;
+  int32_t width;
+  int32_t activation;  /* of one number: not KV_CLAMPED_SWIGLU */
+  int32_t dtype;
+} kv_activate_params;
+
+/* x = activation(x), in place */
+int kv_activate(const kv_activate_params *params, kv_stream stream);
 
 /* ---- collective.cu: ranks of one process, which read and write each other's memory ---- */
 
@@ -434,7 +527,7 @@ typedef struct {
   void *out;           /* [rows][out_stride] */
   int64_t out_stride;
   int64_t rows, columns;
-  int64_t first_row, first_column, all_columns; /* of the rectangle in the whole tensor */
+  int64_t first, row_step, column_step; /* (row, column) is the tensor's number first + row * row_step + ... */
   uint64_t stream;     /* the tensor's */
   float reach;         /* numbers are uniform in +- reach */
   int32_t dtype;

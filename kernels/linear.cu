@@ -182,6 +182,8 @@ int launch_linear(const kv_linear_params &params, const Tiling &tiling, kv_strea
   args.epilogue = params.epilogue;
   args.activation = params.activation;
   args.out_f32 = params.out_f32;
+  args.scale = params.scale;
+  args.limit = params.limit;
 
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -50,6 +50,7 @@ struct LinearArgs {
   int stages;
   int split, row_blocks;
   int epilogue, activation, out_f32;
+  float scale, limit;
 };
 
 using LinearKernel = void (*)(const CUtensorMap, const CUtensorMap, const LinearArgs);
@@ -67,6 +68,12 @@ __device__ __forceinline__ float activate(float x, int activation) {
   // The tanh form is x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3).
   const float exponent = activation == KV_SILU ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
   return __fdividef(x, 1.f + __expf(-exponent));
+}
+
+__device__ __forceinline__ float gated(float gate, float up, const LinearArgs &args) {
+  if (args.activation != KV_CLAMPED_SWIGLU) return activate(gate, args.activation) * up;
+  const float g = fminf(gate, args.limit), u = fminf(fmaxf(up, -args.limit), args.limit);
+  return __fdividef(g, 1.f + __expf(-1.702f * g)) * (u + 1.f);
 }
 
 // Four numbers of a row, of which the first n exist.
@@ -102,6 +109,10 @@ __device__ __forceinline__ void store4(T *to, float4 x, int n) {
 
 __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ __forceinline__ float4 operator*(float a, float4 b) {
+  return make_float4(a * b.x, a * b.y, a * b.z, a * b.w);
 }
 
 // Adds four sums of each of `parts`, `stride` numbers apart, in their order.
@@ -353,13 +364,16 @@ __global__ void __launch_bounds__(linear_threads(kWarpgroups), kWarpgroups == 1 
     const int n = out_columns - column;
     const float *from = sum_rows + at.row * pitch + 4 * at.quad;
     const bool biased = bias != nullptr && n > 0;
-    float4 x = sum4(from, args.split, part_stride) + residual;
+    float4 x = args.scale * sum4(from, args.split, part_stride) + residual;
     if (biased) x = x + load4(bias + column, n);
     if (gate) {
-      float4 up = sum4(from + up_offset, args.split, part_stride);
+      float4 up = args.scale * sum4(from + up_offset, args.split, part_stride);
       if (biased) up = up + load4(bias + out_columns + column, n);
-      x = make_float4(activate(x.x, args.activation) * up.x, activate(x.y, args.activation) * up.y,
-                      activate(x.z, args.activation) * up.z, activate(x.w, args.activation) * up.w);
+      x = make_float4(gated(x.x, up.x, args), gated(x.y, up.y, args), gated(x.z, up.z, args),
+                      gated(x.w, up.w, args));
+    } else if (args.epilogue == KV_ACTIVATE) {
+      x = make_float4(activate(x.x, args.activation), activate(x.y, args.activation),
+                      activate(x.z, args.activation), activate(x.w, args.activation));
     }
     const int64_t offset = (first_row + at.row) * args.out_stride + column;
     at.advance();

@@ -1,4 +1,4 @@
-// Norms: one block a row, the row kept in registers between its two passes.
+// Norms: one block a row, the row kept in registers between its passes.
 
 #include "common.cuh"
 
@@ -8,39 +8,67 @@ namespace {
 constexpr int kVectors = 2;  // of eight numbers, a thread
 constexpr int kMaxThreads = 1024;
 
-// Root mean square norm (Zhang and Sennrich, arXiv 1910.07467), rounded once.
-template <typename T, int kThreads>
-__global__ void __launch_bounds__(kThreads) rms_norm(kv_norm_params p) {
+// Root mean square norm (Zhang and Sennrich, arXiv 1910.07467) and layer norm (Ba et al., arXiv 1607.06450),
+// rounded once. The variance is that of the distances from the mean: a mean of squares would lose it where the
+// mean is large.
+template <typename T, int kThreads, int kKind>
+__global__ void __launch_bounds__(kThreads) norm(kv_norm_params p) {
   __shared__ float shared[kThreads / kWarp];
   const T *weight = static_cast<const T *>(p.weight);
-  Vec8<T> weights[kVectors];
+  const T *bias = kKind == KV_LAYER ? static_cast<const T *>(p.bias) : nullptr;
+  Vec8<T> weights[kVectors], biases[kVectors] = {};
   const int n_vectors = p.width / 8;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = v * kThreads + threadIdx.x;
-    if (at < n_vectors) weights[v] = reinterpret_cast<const Vec8<T> *>(weight)[at];
+    if (at >= n_vectors) continue;
+    weights[v] = reinterpret_cast<const Vec8<T> *>(weight)[at];
+    if (bias != nullptr) biases[v] = reinterpret_cast<const Vec8<T> *>(bias)[at];
   }
   grid_wait();
   grid_launch_dependents();
   const T *x = static_cast<const T *>(p.x) + blockIdx.x * p.x_stride;
   T *out = static_cast<T *>(p.out) + blockIdx.x * p.out_stride;
-  Vec8<T> held[kVectors];
+  Vec8<T> held[kVectors], residual[kVectors];
   float sum = 0.f;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = v * kThreads + threadIdx.x;
     if (at >= n_vectors) continue;
     held[v] = reinterpret_cast<const Vec8<T> *>(x)[at];
+    if (p.add) residual[v] = reinterpret_cast<const Vec8<T> *>(out)[at];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 pair = to_float2(held[v].pairs[i]);
-      sum += pair.x * pair.x + pair.y * pair.y;
+      sum += kKind == KV_LAYER ? pair.x + pair.y : pair.x * pair.x + pair.y * pair.y;
     }
   }
   const int tail = n_vectors * 8 + threadIdx.x;
   const float last = tail < p.width ? to_float(x[tail]) : 0.f;
-  sum = block_sum<kThreads / kWarp>(sum + last * last, shared);
-  const float scale = rsqrtf(sum / p.width + p.eps);
+  float mean = 0.f;
+  if constexpr (kKind == KV_LAYER) {
+    __shared__ float shared_sums[kThreads / kWarp];
+    mean = block_sum<kThreads / kWarp>(sum + last, shared_sums) / p.width;
+    sum = tail < p.width ? (last - mean) * (last - mean) : 0.f;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      if (v * kThreads + static_cast<int>(threadIdx.x) >= n_vectors) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = to_float2(held[v].pairs[i]);
+        const float a = pair.x - mean, b = pair.y - mean;
+        sum += a * a + b * b;
+      }
+    }
+  } else {
+    sum += last * last;
+  }
+  const float scale = rsqrtf(block_sum<kThreads / kWarp>(sum, shared) / p.width + p.eps);
+  const auto normed = [&](float number, float factor, float offset) {
+    if constexpr (kKind == KV_RMS_ONE_PLUS) factor += 1.f;
+    if constexpr (kKind == KV_LAYER) return (number - mean) * scale * factor + offset;
+    return number * scale * factor;
+  };
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = v * kThreads + threadIdx.x;
@@ -50,20 +78,44 @@ __global__ void __launch_bounds__(kThreads) rms_norm(kv_norm_params p) {
     for (int i = 0; i < 4; ++i) {
       const float2 pair = to_float2(held[v].pairs[i]);
       const float2 factor = to_float2(weights[v].pairs[i]);
-      result.pairs[i] = from_float2<T>(make_float2(pair.x * scale * factor.x, pair.y * scale * factor.y));
+      const float2 offset = to_float2(biases[v].pairs[i]);
+      float2 y = make_float2(normed(pair.x, factor.x, offset.x), normed(pair.y, factor.y, offset.y));
+      if (p.add) {
+        const float2 before = to_float2(residual[v].pairs[i]);
+        y = make_float2(before.x + y.x, before.y + y.y);
+      }
+      result.pairs[i] = from_float2<T>(y);
     }
     reinterpret_cast<Vec8<T> *>(out)[at] = result;
   }
-  if (tail < p.width) out[tail] = from_float<T>(last * scale * to_float(weight[tail]));
+  if (tail < p.width) {
+    const float offset = bias != nullptr ? to_float(bias[tail]) : 0.f;
+    const float y = normed(last, to_float(weight[tail]), offset);
+    out[tail] = from_float<T>(p.add ? to_float(out[tail]) + y : y);
+  }
+}
+
+template <typename T, int kKind>
+int launch_norm(const kv_norm_params &p, kv_stream stream) {
+  const dim3 grid(p.rows);
+  if (p.width <= 8 * kVectors * 256) return launch(norm<T, 256, kKind>, grid, dim3(256), 0, stream, p);
+  if (p.width <= 8 * kVectors * 512) return launch(norm<T, 512, kKind>, grid, dim3(512), 0, stream, p);
+  if (p.width > 8 * kVectors * kMaxThreads) return static_cast<int>(cudaErrorInvalidValue);
+  return launch(norm<T, kMaxThreads, kKind>, grid, dim3(kMaxThreads), 0, stream, p);
 }
 
 template <typename T>
-int launch_rms_norm(const kv_norm_params &p, kv_stream stream) {
-  const dim3 grid(p.rows);
-  if (p.width <= 8 * kVectors * 256) return launch(rms_norm<T, 256>, grid, dim3(256), 0, stream, p);
-  if (p.width <= 8 * kVectors * 512) return launch(rms_norm<T, 512>, grid, dim3(512), 0, stream, p);
-  if (p.width > 8 * kVectors * kMaxThreads) return static_cast<int>(cudaErrorInvalidValue);
-  return launch(rms_norm<T, kMaxThreads>, grid, dim3(kMaxThreads), 0, stream, p);
+int launch_norm(const kv_norm_params &p, kv_stream stream) {
+  switch (p.kind) {
+    case KV_RMS:
+      return launch_norm<T, KV_RMS>(p, stream);
+    case KV_RMS_ONE_PLUS:
+      return launch_norm<T, KV_RMS_ONE_PLUS>(p, stream);
+    case KV_LAYER:
+      return launch_norm<T, KV_LAYER>(p, stream);
+    default:
+      return static_cast<int>(cudaErrorInvalidValue);
+  }
 }
 
 }  // namespace
@@ -71,5 +123,5 @@ int launch_rms_norm(const kv_norm_params &p, kv_stream stream) {
 
 extern "C" int kv_norm(const kv_norm_params *params, kv_stream stream) {
   if (params->rows == 0) return 0;
-  return KV_DISPATCH_DTYPE(params->dtype, T, [&] { return kv::launch_rms_norm<T>(*params, stream); });
+  return KV_DISPATCH_DTYPE(params->dtype, T, [&] { return kv::launch_norm<T>(*params, stream); });
 }

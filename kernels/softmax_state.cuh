@@ -36,8 +36,11 @@ struct SoftmaxState {
     return factor;
   }
 
-  // 1 / sum; 0 where no key had a weight.
-  __device__ __forceinline__ float normaliser() const { return sum > 0.f ? 1.f / sum : 0.f; }
+  // 1 / sum; 0 where no key had a weight. A sink, in base 2, is a key without a value.
+  __device__ __forceinline__ float normaliser(float sink = kMinusInfinity) const {
+    const float with_sink = sum + weight(sink);
+    return sum > 0.f ? 1.f / with_sink : 0.f;
+  }
 };
 
 }  // namespace kv

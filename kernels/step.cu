@@ -23,12 +23,18 @@ __global__ void start_lanes(kv_start_lanes_params p) {
   }
 }
 
-// The frequency of a pair for a sequence of `len` tokens: `model::rope::Frequencies::for_length`.
-__device__ float frequency(const kv_frequencies &f, int pair, int half, uint32_t len) {
+// The frequency of a pair for a prompt and a sequence of so many tokens: `model::rope::Frequencies::for_position`.
+__device__ float frequency(const kv_rotary &f, int pair, uint32_t prompt_len, uint32_t len) {
+  if (f.growth == KV_GROWS_WITH_PROMPT) len = prompt_len;
   if (len <= f.original) return f.usual[pair];
   if (f.longer != nullptr) return f.longer[pair];
-  const double growth = f.factor * len / f.original - (f.factor - 1.0);
-  const double d = 2.0 * half;
+  double growth = f.factor * len / f.original - (f.factor - 1.0);
+  if (f.growth == KV_GROWS_WITH_PROMPT) {
+    int doublings = 1;  // ceil(log2(len / original) + 1)
+    while (static_cast<uint64_t>(f.original) << (doublings - 1) < len) ++doublings;
+    growth = static_cast<double>((uint64_t{1} << doublings) - 1);
+  }
+  const double d = 2.0 * f.half;
   const double base = f.base * pow(growth, d / (d - 2.0));
   return static_cast<float>(pow(base, -2.0 * pair / d));
 }
@@ -42,15 +48,16 @@ __global__ void lay_out(kv_lay_out_params p) {
   if (token >= p.max_tokens) return;
   const bool padding = p.decode && token >= *p.n_rows;
   const kv_row row = padding ? kv_row{-1, 0, 0, 0, -1} : p.rows[p.decode ? token : p.token_rows[token]];
-  uint32_t id = 0, position = 0, len = 0;
+  uint32_t id = 0, position = 0, prompt_len = 0;
   if (!padding) {
     const int offset = p.decode ? 0 : token - row.token;
     position = row.start + offset;
     id = row.prompt < 0 ? p.lane_last[row.lane] : p.prompt[row.prompt + offset];
-    len = max(p.prompt_lens[row.lane], position + 1);
+    prompt_len = p.prompt_lens[row.lane];
   }
   if (thread == 0) {
     p.tokens[token] = id;
+    p.positions[token] = position;
     const bool stored = !padding && position >= row.store_from;
     p.stores[token] = stored ? static_cast<int32_t>(p.slots[row.lane * p.slots_stride + position]) : -1;
     if (p.decode) {
@@ -60,11 +67,15 @@ __global__ void lay_out(kv_lay_out_params p) {
       p.sampled_tokens[token] = token;
     }
   }
-  float2 *angles = reinterpret_cast<float2 *>(p.angles) + static_cast<int64_t>(token) * p.half;
-  for (int pair = thread; pair < p.half; pair += kWarp) {
-    float sine, cosine;
-    sincosf(static_cast<float>(position) * frequency(p.frequencies, pair, p.half, len), &sine, &cosine);
-    angles[pair] = make_float2(cosine * p.frequencies.amplitude, sine * p.frequencies.amplitude);
+  for (int rotary = 0; rotary < p.n_rotaries; ++rotary) {
+    const kv_rotary &f = p.rotaries[rotary];
+    float2 *angles = reinterpret_cast<float2 *>(f.angles) + static_cast<int64_t>(token) * f.half;
+    for (int pair = thread; pair < f.half; pair += kWarp) {
+      float sine, cosine;
+      const float turn = frequency(f, pair, prompt_len, max(prompt_len, position + 1));
+      sincosf(static_cast<float>(position) * turn, &sine, &cosine);
+      angles[pair] = make_float2(cosine * f.amplitude, sine * f.amplitude);
+    }
   }
 }
 

@@ -8,7 +8,7 @@ use kvshard::backend::cuda::{Cuda, World};
 use kvshard::backend::{Backend, Heads, StepShape};
 use kvshard::model::checkpoint::DType;
 use kvshard::model::rope::Frequencies;
-use kvshard::model::spec::{Mask, Positions};
+use kvshard::model::spec::Mask;
 
 /// Numbers in a row.
 const WIDTH: usize = 4096;
@@ -87,14 +87,13 @@ fn measure(world: &std::sync::Arc<World>, n_ranks: usize) -> Measured {
 }
 
 fn smallest_step() -> StepShape {
-    let model = crate::llama31(4096, 32, 32, 14336);
-    let Positions::Rope(rope) = &model.spec.positions;
+    let spec = crate::resolve(&crate::llama31_8b()).spec;
     StepShape {
         max_tokens: 1,
         n_lanes: 1,
         max_positions: 16,
         vocab: 16,
-        frequencies: Frequencies::new(rope, 128),
+        frequencies: spec.ropes().iter().map(Frequencies::new).collect(),
         masks: vec![Mask::Causal],
         heads: Heads { heads: 1, kv_heads: 1, head_dim: 128 },
     }

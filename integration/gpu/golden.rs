@@ -1,6 +1,6 @@
 //! Every fixture on the GPU against what `transformers` computed in f32 from the same files.
 //!
-//! A device reports at most 100 of a distribution's log-probabilities, and any one that is asked for as a target.
+//! `KVSHARD_FIXTURES` names those to take, separated by commas, where it is set. A device reports at most 100 of a distribution's log-probabilities, and any one that is asked for as a target.
 
 use kvshard::backend::step::{Feed, Row, Sampled, StepInput};
 use kvshard::ids::Lane;
@@ -8,8 +8,9 @@ use kvshard::model::Device;
 use kvshard::model::checkpoint::DType;
 use kvshard::model::executor::Executor;
 
-use crate::card::{self, DTYPES};
+use crate::card;
 use crate::noise::{Noise, Seen};
+use crate::support::fixture;
 use crate::support::golden::{Golden, Prompt, log_softmax, prefill, run};
 
 /// Most alternatives that a GPU reports.
@@ -135,34 +136,34 @@ pub fn check_by(executor: Box<dyn Executor>, golden: &Golden, name: &str, dtype:
     assert!(seen.n() > 1000 && seen.mean() <= noise.mean, "{name} in {dtype:?}: {seen:?} against {noise:?}");
 }
 
-macro_rules! goldens {
-    ($($test:ident: $fixture:literal;)+) => {
-        /// Every fixture.
-        pub const FIXTURES: &[&str] = &[$($fixture),+];
-
-        $(
-            #[test]
-            fn $test() {
-                let _gpu = card::alone();
-                DTYPES.into_iter().for_each(|dtype| check($fixture, dtype, 1));
-            }
-        )+
-    };
+/// The fixtures with stored results.
+pub fn fixtures() -> Vec<String> {
+    if let Ok(names) = std::env::var("KVSHARD_FIXTURES") {
+        return names.split(',').map(str::to_owned).collect();
+    }
+    let folders = std::fs::read_dir(fixture("")).unwrap().map(|entry| entry.unwrap().path());
+    let with_results = folders.filter(|folder| folder.join("golden.json").is_file());
+    let mut names: Vec<String> =
+        with_results.map(|folder| folder.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
 }
 
-goldens! {
-    llama: "llama";
-    llama_with_defaults_in_shards: "llama-sharded";
-    llama3_tied_with_its_scaling: "llama3";
-    llama_with_biases_and_an_odd_vocabulary: "llama-bias";
-    linear_scaling: "llama-linear";
-    dynamic_scaling: "llama-dynamic";
-    yarn: "llama-yarn";
-    longrope: "llama-longrope";
-    mistral_with_a_window: "mistral";
-    yi: "yi";
-    yi_with_its_first_names: "yi-ln";
-    qwen2_tied_with_windows_switched_off: "qwen2";
-    qwen2_with_windows_on_some_layers: "qwen2-window";
-    internlm: "internlm";
+/// All of them, so that one that fails hides no other.
+pub fn check_all(fixtures: Vec<String>, dtype: DType, n_ranks: usize) {
+    let fails = |name: &String| std::panic::catch_unwind(|| check(name, dtype, n_ranks)).is_err();
+    let failed: Vec<String> = fixtures.into_iter().filter(fails).collect();
+    assert!(failed.is_empty(), "{dtype:?} on {n_ranks} GPUs of {}", failed.join(", "));
+}
+
+#[test]
+fn every_fixture_in_bf16() {
+    let _gpu = card::alone();
+    check_all(fixtures(), DType::BF16, 1);
+}
+
+#[test]
+fn every_fixture_in_f16() {
+    let _gpu = card::alone();
+    check_all(fixtures(), DType::F16, 1);
 }

@@ -4,12 +4,14 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 use kvshard::backend::cpu::stored::Weight;
-use kvshard::backend::cpu::{Cpu, Kv, NormWeight, Step, Tensor};
+use kvshard::backend::cpu::{Cpu, ExpertsWeight, HeadWeight, Kv, NormWeight, Step, Tensor};
 use kvshard::backend::step::{StepInput, StepOutput};
-use kvshard::backend::{Backend, Heads, LinearPart, LogitRows, StepShape, Tuned};
+use kvshard::backend::{
+    Backend, ExpertParts, Heads, KvRows, LinearPart, LogitRows, Scores, StepShape, Tuned, Turn,
+};
 use kvshard::error::Result;
 use kvshard::model::checkpoint::DType;
-use kvshard::model::spec::{Activation, DecoderSpec, Mask, Norm};
+use kvshard::model::spec::{Activation, DecoderSpec, Experts, LatentAttention, Logits, Mask, Norm};
 use kvshard::model::weights::TensorPart;
 
 /// A rank whose `attend` may fail: once in every layer, between two meetings with the other ranks.
@@ -24,6 +26,10 @@ impl Backend for Faulty {
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
+    type HeadWeight = HeadWeight;
+    type Experts = ExpertsWeight;
+    type ExpertsRoom = ();
+    type Vector = Vec<f32>;
     type Kv = Kv;
     type Step = Step;
     type Graph = Infallible;
@@ -52,16 +58,40 @@ impl Backend for Faulty {
         self.inner.share(tensor)
     }
 
-    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
-        self.inner.norm_weight(kind, weight)
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
+        self.inner.norm_weight(kind, weight, bias)
     }
 
-    fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
-        self.inner.weight(parts)
+    fn weight(&self, parts: &[LinearPart], scale: f32) -> Result<Weight> {
+        self.inner.weight(parts, scale)
     }
 
-    fn kv(&self, n_slots: usize, width: usize) -> Result<Kv> {
-        self.inner.kv(n_slots, width)
+    fn normalised_weight(&self, part: &LinearPart, scale: f32) -> Result<Weight> {
+        self.inner.normalised_weight(part, scale)
+    }
+
+    fn head_weight(&self, heads: &[TensorPart]) -> Result<HeadWeight> {
+        self.inner.head_weight(heads)
+    }
+
+    fn experts_weight(&self, spec: &Experts, hidden: usize, parts: &ExpertParts) -> Result<ExpertsWeight> {
+        self.inner.experts_weight(spec, hidden, parts)
+    }
+
+    fn experts_room(&self, spec: &Experts, hidden: usize, width: usize, rows: usize) -> Result<()> {
+        self.inner.experts_room(spec, hidden, width, rows)
+    }
+
+    fn vector(&self, numbers: &[f32]) -> Result<Vec<f32>> {
+        self.inner.vector(numbers)
+    }
+
+    fn stored_vector(&self, part: &TensorPart) -> Result<Vec<f32>> {
+        self.inner.stored_vector(part)
+    }
+
+    fn kv(&self, n_slots: usize, rows: KvRows) -> Result<Kv> {
+        self.inner.kv(n_slots, rows)
     }
 
     fn step(&self, shape: StepShape) -> Result<Step> {
@@ -101,12 +131,24 @@ impl Backend for Faulty {
         self.inner.lay_out(step)
     }
 
-    fn embed(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
-        self.inner.embed(table, step, out)
+    fn embed(&self, table: &Weight, multiplier: f32, step: &Step, out: &mut Tensor) -> Result<()> {
+        self.inner.embed(table, multiplier, step, out)
+    }
+
+    fn add_positions(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
+        self.inner.add_positions(table, step, out)
     }
 
     fn norm(&self, norm: &NormWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
         self.inner.norm(norm, rows, x, out)
+    }
+
+    fn norm_add(&self, norm: &NormWeight, rows: usize, x: &Tensor, residual: &mut Tensor) -> Result<()> {
+        self.inner.norm_add(norm, rows, x, residual)
+    }
+
+    fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
+        self.inner.reduce_add(multiplier, rows, x, residual)
     }
 
     fn linear(&self, weight: &Weight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -136,21 +178,82 @@ impl Backend for Faulty {
         self.inner.linear_gate(weight, activation, rows, x, gate_up, out)
     }
 
-    fn rope_store(&self, heads: Heads, step: &Step, qkv: &mut Tensor, kv: &mut Kv) -> Result<()> {
-        self.inner.rope_store(heads, step, qkv, kv)
+    fn linear_activate(
+        &self,
+        weight: &Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.inner.linear_activate(weight, activation, rows, x, out)
+    }
+
+    fn linear_heads(&self, weight: &HeadWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.inner.linear_heads(weight, rows, x, out)
+    }
+
+    fn experts(
+        &self,
+        experts: &ExpertsWeight,
+        rows: usize,
+        x: &Tensor,
+        room: &mut (),
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.inner.experts(experts, rows, x, room, out)
+    }
+
+    fn rope_store(
+        &self,
+        heads: Heads,
+        turn: &Turn<'_, Faulty>,
+        step: &Step,
+        qkv: &mut Tensor,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        let Turn { norms, rope, log_n } = *turn;
+        self.inner.rope_store(heads, &Turn { norms, rope, log_n }, step, qkv, kv)
     }
 
     fn attend(
         &self,
         heads: Heads,
-        mask: Mask,
+        scores: &Scores<'_, Faulty>,
         step: &Step,
         qkv: &Tensor,
         kv: &Kv,
         out: &mut Tensor,
     ) -> Result<()> {
         (self.before_attend)()?;
-        self.inner.attend(heads, mask, step, qkv, kv, out)
+        let Scores { scale, softcap, mask, slopes, sinks } = *scores;
+        self.inner.attend(heads, &Scores { scale, softcap, mask, slopes, sinks }, step, qkv, kv, out)
+    }
+
+    fn store_latent(
+        &self,
+        attention: &LatentAttention,
+        norm: &NormWeight,
+        step: &Step,
+        queries: &Tensor,
+        absorbed: &mut Tensor,
+        latents: &Tensor,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        self.inner.store_latent(attention, norm, step, queries, absorbed, latents, kv)
+    }
+
+    fn attend_latent(
+        &self,
+        attention: &LatentAttention,
+        mask: Mask,
+        step: &Step,
+        absorbed: &Tensor,
+        kv: &Kv,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        (self.before_attend)()?;
+        self.inner.attend_latent(attention, mask, step, absorbed, kv, out)
     }
 
     fn select(&self, wanted: &LogitRows, step: &Step, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -159,6 +262,10 @@ impl Backend for Faulty {
 
     fn all_reduce(&self, rows: usize, x: &mut Tensor) -> Result<()> {
         self.inner.all_reduce(rows, x)
+    }
+
+    fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Tensor) -> Result<()> {
+        self.inner.warp_logits(warp, rows, logits)
     }
 
     fn gather(&self, rows: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {

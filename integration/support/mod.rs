@@ -10,6 +10,7 @@ pub mod log;
 pub mod oracle;
 pub mod process;
 pub mod shard;
+pub mod synthetic;
 pub mod textproto;
 
 pub use engine::{EngineOptions, start_engine, start_patient_engine};

@@ -4,8 +4,14 @@
 //! (rows of padding, slots of nobody) holds NaN; what it may not write is compared afterwards.
 
 mod attention;
+mod experts;
+mod latent;
+mod norms;
+mod products;
 mod rows;
 mod sampling;
+mod streams;
+mod turns;
 
 use super::random::philox;
 use super::step::{Feed, LaneStart, Row, SamplingParams, StepInput};
@@ -24,7 +30,7 @@ pub trait Probe: Backend {
     /// All rows of a tensor.
     fn read(&self, tensor: &Self::Tensor) -> Vec<f32>;
 
-    /// Writes the keys and the values of all slots.
+    /// Writes the keys and the values of all slots; of latent attention its rows, and no values.
     fn fill_kv(&self, kv: &mut Self::Kv, keys: &[f32], values: &[f32]);
 
     /// Keys and values of all slots.
@@ -44,8 +50,17 @@ macro_rules! conformance {
                 rows: embed_takes_the_ranks_rows_only, norm_has_unit_mean_square, linear_is_a_matrix_product,
                     linear_reads_a_rectangle_of_what_is_stored, linear_add_adds, linear_gate_multiplies,
                     select_copies_the_wanted_rows;
+                norms: every_norm_of_every_width;
+                products: products_are_scaled, products_are_activated, every_gate, rows_of_unit_length,
+                    weights_are_read_where_they_lie;
+                streams: embeddings_are_multiplied_and_positions_added, a_branch_is_multiplied_and_added,
+                    logits_are_multiplied_and_capped;
+                turns: every_rotary_width, every_norm_of_heads, log_n_and_frequencies_by_the_prompt;
                 attention: rope_store_rotates_and_stores, attend_over_every_length, attend_over_every_shape,
-                    attend_over_ragged_rows;
+                    attend_over_ragged_rows, attend_by_every_score, attend_with_one_kv_head;
+                latent: linear_of_each_head, latents_are_normed_turned_and_stored, heads_attend_to_latents;
+                experts: every_router_of_every_shape, experts_with_biases_and_clamped_gates,
+                    ranks_share_the_neurons_of_experts;
                 sampling: greedy_rows_are_independent, a_lane_feeds_what_it_sampled, targets_follow_raw_logits,
                     a_lane_forgets_what_it_held_before;
             );
@@ -113,7 +128,7 @@ fn stored(dtype: DType, shape: &[usize], numbers: &[f32]) -> TensorPart {
         DType::BF16 => numbers.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()).collect(),
     };
     let tensor = StoredTensor::from_bytes(dtype, shape.to_vec(), bytes).unwrap();
-    TensorPart { rows: 0..shape[0], columns: 0..shape.get(1).copied().unwrap_or(1), tensor }
+    TensorPart::whole(tensor)
 }
 
 /// What a number becomes where it is stored.
@@ -203,13 +218,17 @@ const MASKS: [Mask; 4] =
     [Mask::Causal, Mask::Window { window: 1 }, Mask::Window { window: 7 }, Mask::Window { window: 64 }];
 
 fn new_step<B: Backend>(backend: &B, heads: Heads) -> B::Step {
-    let rope = Rope { base: ROPE_BASE, scaling: RopeScaling::Unscaled };
+    let rope = Rope { base: ROPE_BASE, width: heads.head_dim, scaling: RopeScaling::Unscaled };
+    step_with(backend, heads, vec![Frequencies::new(&rope)])
+}
+
+fn step_with<B: Backend>(backend: &B, heads: Heads, frequencies: Vec<Frequencies>) -> B::Step {
     let shape = StepShape {
         max_tokens: 128,
         n_lanes: 8,
         max_positions: MAX_POSITIONS,
         vocab: VOCAB,
-        frequencies: Frequencies::new(&rope, heads.head_dim),
+        frequencies,
         masks: MASKS.to_vec(),
         heads,
     };

@@ -15,7 +15,9 @@ pub mod step;
 use crate::error::Result;
 use crate::model::checkpoint::DType;
 use crate::model::rope::Frequencies;
-use crate::model::spec::{Activation, DecoderSpec, Mask, Norm};
+#[cfg(doc)]
+use crate::model::spec::Router;
+use crate::model::spec::{Activation, DecoderSpec, Experts, LatentAttention, Logits, Mask, Norm};
 use crate::model::weights::TensorPart;
 use step::{StepInput, StepOutput};
 
@@ -67,8 +69,68 @@ pub struct Tuned<'a, B: Backend> {
     pub rows: Vec<usize>,
 }
 
-/// What becomes of a product.
+/// What a rank's experts are made of. Each expert's tensors are cut as those of a gated MLP.
+pub struct ExpertParts {
+    /// `[n_experts, hidden]`.
+    pub router: LinearPart,
+    /// `[n_experts]`, added for the choice alone; of [`Router::Sigmoid`].
+    pub choice_bias: Option<TensorPart>,
+    /// Of each expert: gate, up and down. The bias of a down projection is on rank 0 alone.
+    pub experts: Vec<[LinearPart; 3]>,
+}
+
+/// What is done to queries and keys between their projection and the cache, in this order: norms, rotary embedding,
+/// LogN.
+pub struct Turn<'a, B: Backend> {
+    /// Of queries and of keys, over the width of a head.
+    pub norms: Option<(&'a B::Norm, &'a B::Norm)>,
+    /// Which of [`StepShape::frequencies`], if any.
+    pub rope: Option<usize>,
+    /// See [`crate::model::spec::HeadAttention::log_n`].
+    pub log_n: Option<u32>,
+}
+
+/// How scores are made of `q·k`: `softcap(scale · q·k) + slope · (j − i)`, of visible keys.
+pub struct Scores<'a, B: Backend> {
+    /// Multiplier.
+    pub scale: f32,
+    /// `c · tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// `[heads]` of this rank.
+    pub slopes: Option<&'a B::Vector>,
+    /// `[heads]` of this rank: logits that take part in the softmax without a value.
+    pub sinks: Option<&'a B::Vector>,
+}
+
+/// Rows of one layer's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvRows {
+    /// Keys and values of `width` numbers each.
+    KeysValues {
+        /// KV heads times head width.
+        width: usize,
+    },
+    /// One row of `width` numbers.
+    Latent {
+        /// Latent and turned key.
+        width: usize,
+    },
+}
+
+impl KvRows {
+    /// Numbers of a slot in this layer.
+    pub fn numbers(self) -> usize {
+        match self {
+            KvRows::KeysValues { width } => 2 * width,
+            KvRows::Latent { width } => width,
+        }
+    }
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Product {
     /// [`Backend::linear`].
     Stored,
@@ -78,6 +140,8 @@ pub enum Product {
     Added,
     /// [`Backend::linear_gate`].
     Gated(Activation),
+    /// [`Backend::linear_activate`].
+    Activated(Activation),
 }
 
 /// What a step's arrays and lanes are sized for.
@@ -91,11 +155,11 @@ pub struct StepShape {
     pub max_positions: usize,
     /// Width of a row of logits.
     pub vocab: usize,
-    /// Of the rotary embedding.
-    pub frequencies: Frequencies,
+    /// Of each rotary embedding.
+    pub frequencies: Vec<Frequencies>,
     /// The masks of the layers, each once.
     pub masks: Vec<Mask>,
-    /// Heads of a layer on this rank.
+    /// Heads of a layer on this rank; of latent attention, one KV head as wide as a cached row.
     pub heads: Heads,
 }
 
@@ -119,6 +183,14 @@ pub trait Backend: Sized {
     type Norm;
     /// A linear layer, or a table of rows.
     type Weight;
+    /// A linear layer for each head.
+    type HeadWeight;
+    /// A router and its experts.
+    type Experts;
+    /// Scratch of [`Backend::experts`], for all layers.
+    type ExpertsRoom;
+    /// Numbers in f32.
+    type Vector;
     /// Keys and values of one layer: a row for each slot.
     type Kv;
     /// The lanes, and the arrays of the step under way.
@@ -151,14 +223,39 @@ pub trait Backend: Sized {
     /// such tensors only, and logits are gathered in one.
     fn share(&self, tensor: &mut Self::Tensor) -> Result<()>;
 
-    /// A norm of `[hidden]` weights.
-    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<Self::Norm>;
+    /// A norm of `[width]` weights, or of `[heads, width]`: each head its own.
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<Self::Norm>;
 
-    /// A linear layer of `[Σ out, in]`.
-    fn weight(&self, parts: &[LinearPart]) -> Result<Self::Weight>;
+    /// A linear layer of `[Σ out, in]`, whose products are multiplied by `scale`: `scale · (x · weightᵀ + bias)`. As a
+    /// table its rows are as stored.
+    fn weight(&self, parts: &[LinearPart], scale: f32) -> Result<Self::Weight>;
 
-    /// Room for the keys and values of `n_slots` tokens in one layer: twice `[n_slots, width]`.
-    fn kv(&self, n_slots: usize, width: usize) -> Result<Self::Kv>;
+    /// As [`Backend::weight`] of one part, each row divided by its length.
+    fn normalised_weight(&self, part: &LinearPart, scale: f32) -> Result<Self::Weight>;
+
+    /// A linear layer for each head: `heads` times `[out, in]`.
+    fn head_weight(&self, heads: &[TensorPart]) -> Result<Self::HeadWeight>;
+
+    /// A router and its experts.
+    fn experts_weight(&self, spec: &Experts, hidden: usize, parts: &ExpertParts) -> Result<Self::Experts>;
+
+    /// Scratch for `rows` rows through such experts, of which this rank holds `width` neurons each.
+    fn experts_room(
+        &self,
+        spec: &Experts,
+        hidden: usize,
+        width: usize,
+        rows: usize,
+    ) -> Result<Self::ExpertsRoom>;
+
+    /// Numbers on the device.
+    fn vector(&self, numbers: &[f32]) -> Result<Self::Vector>;
+
+    /// The numbers of a stored vector, widened, as [`Backend::vector`] takes them.
+    fn stored_vector(&self, part: &TensorPart) -> Result<Self::Vector>;
+
+    /// Room for the cache of `n_slots` tokens in one layer.
+    fn kv(&self, n_slots: usize, rows: KvRows) -> Result<Self::Kv>;
 
     /// Lanes, and the arrays of a step.
     fn step(&self, shape: StepShape) -> Result<Self::Step>;
@@ -194,13 +291,40 @@ pub trait Backend: Sized {
     /// that are stored to, cosines and sines.
     fn lay_out(&self, step: &mut Self::Step) -> Result<()>;
 
-    /// `out[t] = table[token of t]`, or zeros where the table is a rank's part and another rank has the row.
-    fn embed(&self, table: &Self::Weight, step: &Self::Step, out: &mut Self::Tensor) -> Result<()>;
+    /// `out[t] = multiplier · table[token of t]`, or zeros where the table is a rank's part and another rank has the row.
+    fn embed(
+        &self,
+        table: &Self::Weight,
+        multiplier: f32,
+        step: &Self::Step,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out[t] += table[position of t]`.
+    fn add_positions(&self, table: &Self::Weight, step: &Self::Step, out: &mut Self::Tensor) -> Result<()>;
 
     /// `out = norm(x)`.
     fn norm(&self, norm: &Self::Norm, rows: usize, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
-    /// `out = x · weightᵀ + bias`.
+    /// `residual += norm(x)`.
+    fn norm_add(
+        &self,
+        norm: &Self::Norm,
+        rows: usize,
+        x: &Self::Tensor,
+        residual: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `residual += multiplier · x`, summed over the ranks in their order. `x` is scratch afterwards.
+    fn reduce_add(
+        &self,
+        multiplier: f32,
+        rows: usize,
+        x: &mut Self::Tensor,
+        residual: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out = scale · (x · weightᵀ + bias)`.
     fn linear(
         &self,
         weight: &Self::Weight,
@@ -209,7 +333,7 @@ pub trait Backend: Sized {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// `residual += x · weightᵀ + bias`, summed over the ranks in their order. `branch` is scratch.
+    /// `residual += scale · (x · weightᵀ + bias)`, summed over the ranks in their order. `branch` is scratch.
     fn linear_add(
         &self,
         weight: &Self::Weight,
@@ -230,24 +354,85 @@ pub trait Backend: Sized {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// Rotates queries by their positions, in place, and stores rotated keys and values in the slots of their positions,
-    /// but for those below [`step::Row::store_from`]. What then stands in `qkv` beside the queries is undefined.
+    /// `out = act(x · weightᵀ + bias)`.
+    fn linear_activate(
+        &self,
+        weight: &Self::Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out[t, h · out_stride ..][..out] = weight_h · x[t, h · in_stride ..][..in]` for each head `h`, where the strides
+    /// are the tensors' widths divided by the number of heads. What stands between is left as it is.
+    fn linear_heads(
+        &self,
+        weight: &Self::HeadWeight,
+        rows: usize,
+        x: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out = Σ w_e · expert_e(x)` over the experts that each row's router chooses: a rank's part of the sum, by its
+    /// neurons.
+    fn experts(
+        &self,
+        experts: &Self::Experts,
+        rows: usize,
+        x: &Self::Tensor,
+        room: &mut Self::ExpertsRoom,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Turns queries in place and keys, and stores keys and values in the slots of their positions, but for those below
+    /// [`step::Row::store_from`]. What then stands in `qkv` beside the queries is undefined.
     fn rope_store(
         &self,
         heads: Heads,
+        turn: &Turn<'_, Self>,
         step: &Self::Step,
         qkv: &mut Self::Tensor,
         kv: &mut Self::Kv,
     ) -> Result<()>;
 
-    /// `out = softmax(q·kᵀ / sqrt(head_dim)) · v` over the slots of the visible positions of the same lane, and of
-    /// no other slot. `out` is `[tokens, heads · head_dim]`.
+    /// `out = softmax(scores) · v` over the slots of the visible positions of the same lane, and of no other slot. `out`
+    /// is `[tokens, heads · head_dim]`.
     fn attend(
         &self,
         heads: Heads,
-        mask: Mask,
+        scores: &Scores<'_, Self>,
         step: &Self::Step,
         qkv: &Self::Tensor,
+        kv: &Self::Kv,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// The rope parts of the queries `[tokens, heads · (nope + rope)]`, turned, become the last `rope_dim` numbers of each
+    /// head of `absorbed` `[tokens, heads · (kv_rank + rope_dim)]`; the normed latent and the turned key of `latents`
+    /// `[tokens, kv_rank + rope_dim]` are stored in the slots of their positions, but for those below
+    /// [`step::Row::store_from`]. They turn by the first of [`StepShape::frequencies`]. `attention.heads` are those of
+    /// this rank.
+    #[allow(clippy::too_many_arguments)]
+    fn store_latent(
+        &self,
+        attention: &LatentAttention,
+        norm: &Self::Norm,
+        step: &Self::Step,
+        queries: &Self::Tensor,
+        absorbed: &mut Self::Tensor,
+        latents: &Self::Tensor,
+        kv: &mut Self::Kv,
+    ) -> Result<()>;
+
+    /// As [`Backend::attend`], with one KV head of width `kv_rank + rope_dim`, whose values are the first `kv_rank`
+    /// numbers of its keys: `out` is `[tokens, heads · kv_rank]`.
+    fn attend_latent(
+        &self,
+        attention: &LatentAttention,
+        mask: Mask,
+        step: &Self::Step,
+        absorbed: &Self::Tensor,
         kv: &Self::Kv,
         out: &mut Self::Tensor,
     ) -> Result<()>;
@@ -263,6 +448,9 @@ pub trait Backend: Sized {
 
     /// Sums `x` over the ranks, in the order of ranks: every rank gets the same bits.
     fn all_reduce(&self, rows: usize, x: &mut Self::Tensor) -> Result<()>;
+
+    /// `logits = softcap(multiplier · logits)`.
+    fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Self::Tensor) -> Result<()>;
 
     /// On rank 0, joins the ranks' columns in the order of ranks; elsewhere `out` is left undefined.
     fn gather(&self, rows: usize, part: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;

@@ -1,5 +1,7 @@
 //! `inspect`: what a model is and what it would take, without its weights.
 
+mod table;
+
 use std::io::{self, Write};
 
 use anyhow::Result;
@@ -23,12 +25,20 @@ fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io
     let own_slots = config.own_slots_of(plan.n_slots);
     writeln!(out, "family            {}", spec.family)?;
     writeln!(out, "parameters        {}", memory.n_parameters)?;
-    writeln!(out, "layers            {}", spec.layers())?;
-    writeln!(out, "hidden            {}", spec.hidden)?;
-    writeln!(out, "vocabulary        {}", spec.vocab)?;
-    writeln!(out, "positions         {}", spec.max_positions)?;
-    writeln!(out, "ranks             {}", config.world_size)?;
+    let active = table::active_parameters(spec);
+    if active < memory.n_parameters {
+        writeln!(out, "  of a token      {active}")?;
+    }
+    let kv_numbers = spec.kv_elements_per_token();
+    writeln!(out, "KV of a token     {kv_numbers} numbers, {} bytes in 16 bit", 2 * kv_numbers)?;
+    for (title, text) in table::rows(spec) {
+        writeln!(out, "{title:<18}{text}")?;
+    }
+    for note in &plan.model.notes {
+        writeln!(out, "note: {note}")?;
+    }
     writeln!(out)?;
+    writeln!(out, "ranks             {}", config.world_size)?;
     writeln!(out, "memory of a rank")?;
     writeln!(out, "  weights         {}", mebibytes(memory.rank_weight_bytes))?;
     writeln!(out, "  KV slots        {}", mebibytes(memory.rank_kv_bytes))?;
@@ -44,11 +54,7 @@ fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io
     writeln!(out, "  for the router  {}", plan.n_slots.saturating_sub(own_slots))?;
     writeln!(out, "  for ourselves   {own_slots}")?;
     writeln!(out, "lanes             {}", config.max_lanes)?;
-    writeln!(out, "tokens a step     {}", config.max_step_tokens)?;
-    for note in &plan.model.notes {
-        writeln!(out, "note: {note}")?;
-    }
-    writeln!(out, "\n{spec:#?}")
+    writeln!(out, "tokens a step     {}", config.max_step_tokens)
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::step::{StepInput, StepOutput};
 use crate::error::Result;
+use crate::model::rope::prompt_alpha;
 use crate::model::spec::{Positions, RopeScaling};
 
 /// What an engine must know of a loaded model.
@@ -101,15 +102,28 @@ pub enum PositionRegime {
         /// Longest unscaled sequence.
         threshold: u32,
     },
+    /// The prompt's length alone decides, for the whole request (Qwen v1).
+    Prompt {
+        /// Longest prompt that is not scaled.
+        trained: u32,
+    },
 }
 
 impl PositionRegime {
-    /// The regime of a decoder's positions.
+    /// The regime of a decoder's positions; all its rotary embeddings that depend on lengths do so alike, which
+    /// [`super::spec::DecoderSpec::check`] sees to.
     pub fn of(positions: &Positions) -> PositionRegime {
-        let Positions::Rope(rope) = positions;
-        match rope.scaling {
+        let Positions::Rope(ropes) = positions else { return PositionRegime::Fixed };
+        let regimes = ropes.iter().map(|rope| PositionRegime::of_scaling(&rope.scaling));
+        regimes.reduce(|a, b| if a == PositionRegime::Fixed { b } else { a }).unwrap_or(PositionRegime::Fixed)
+    }
+
+    /// The regime of one rotary embedding.
+    pub fn of_scaling(scaling: &RopeScaling) -> PositionRegime {
+        match *scaling {
             RopeScaling::Dynamic { original, .. } => PositionRegime::EachLength { threshold: original },
             RopeScaling::LongRope { original, .. } => PositionRegime::TwoLengths { threshold: original },
+            RopeScaling::PromptNtk { trained } => PositionRegime::Prompt { trained },
             RopeScaling::Unscaled
             | RopeScaling::Linear { .. }
             | RopeScaling::Llama3 { .. }
@@ -123,6 +137,7 @@ impl PositionRegime {
         match self {
             PositionRegime::TwoLengths { threshold } if len > threshold => 1,
             PositionRegime::EachLength { threshold } if len > threshold => u64::from(len),
+            PositionRegime::Prompt { trained } if prompt_len > trained => prompt_alpha(prompt_len, trained),
             _ => 0,
         }
     }

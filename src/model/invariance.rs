@@ -1,23 +1,23 @@
 //! A request's tokens are its own: alone, batched, chunked, with a cached prefix, and on several ranks they are
 //! the same, greedy and drawn. On one rank the log-probabilities have the same bits too.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+mod random;
+mod variants;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::checkpoint::{DType, StoredTensor};
+use self::random::{Random, led};
+use self::variants::{plain, variants};
+use super::checkpoint::DType;
 use super::executor::Executor;
-use super::leader::{Leader, Open};
-use super::names::{LayerRole, Role};
+use super::leader::Leader;
+use super::names::{LayerRole, MlpRole, Role};
 use super::partition::Shard;
-use super::spec::*;
-use super::weights::TensorPart;
 use super::{Device, Options, PoolSize, load};
-use crate::backend::cpu::Cpu;
 use crate::backend::random::philox;
 use crate::backend::step::*;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::ids::Lane;
 
 /// Of the pool.
@@ -32,157 +32,9 @@ const OPTIONS: Options = Options {
     fault: None,
 };
 
-fn spec() -> DecoderSpec {
-    DecoderSpec {
-        family: "random",
-        vocab: 101,
-        hidden: 60,
-        max_positions: 64,
-        norm: Norm::Rms { eps: 1e-5 },
-        positions: Positions::Rope(Rope { base: 10_000.0, scaling: RopeScaling::Unscaled }),
-        attention: Attention {
-            heads: 8,
-            kv_heads: 2,
-            head_dim: 10,
-            qkv_bias: Bias::Present,
-            out_bias: Bias::Present,
-        },
-        mlp: Mlp::Gated { activation: Activation::Silu, width: 92, bias: Bias::Present },
-        masks: vec![Mask::Causal, Mask::Window { window: 5 }, Mask::Causal],
-        head: Head::Untied,
-    }
-}
-
-/// The shape of a tensor, and how ranks cut it: rows, columns, or not at all, in units.
-fn shape(role: Role, spec: &DecoderSpec) -> (Vec<usize>, Cut) {
-    use LayerRole::*;
-    let Attention { heads, kv_heads, head_dim, .. } = spec.attention;
-    let Mlp::Gated { width, .. } = spec.mlp;
-    let (queries, keys, hidden) = (heads * head_dim, kv_heads * head_dim, spec.hidden);
-    match role {
-        Role::Embedding | Role::Head => (vec![spec.vocab, hidden], Cut::Rows { units: spec.vocab }),
-        Role::FinalNorm => (vec![hidden], Cut::None),
-        Role::Layer(_, role) => match role {
-            AttentionNorm | MlpNorm | OutputBias | DownBias => (vec![hidden], Cut::None),
-            Query => (vec![queries, hidden], Cut::Rows { units: heads }),
-            QueryBias => (vec![queries], Cut::Rows { units: heads }),
-            Key | Value => (vec![keys, hidden], Cut::Rows { units: kv_heads }),
-            KeyBias | ValueBias => (vec![keys], Cut::Rows { units: kv_heads }),
-            Output => (vec![hidden, queries], Cut::Columns),
-            Gate | Up => (vec![width, hidden], Cut::Rows { units: width }),
-            GateBias | UpBias => (vec![width], Cut::Rows { units: width }),
-            Down => (vec![hidden, width], Cut::Columns),
-        },
-    }
-}
-
-enum Cut {
-    None,
-    Rows { units: usize },
-    Columns,
-}
-
-/// A rank's share of `n` units of `size`; ranks beyond the number of units share one.
-fn share(n: usize, size: usize, Shard { rank, world }: Shard) -> Range<usize> {
-    if world > n {
-        let unit = rank * n / world;
-        return unit * size..(unit + 1) * size;
-    }
-    let most = n.div_ceil(world);
-    (rank * most).min(n) * size..((rank + 1) * most).min(n) * size
-}
-
-struct Random {
-    spec: DecoderSpec,
-    tensors: BTreeMap<Role, StoredTensor>,
-}
-
-impl Random {
-    fn new(seed: u32, dtype: DType) -> Random {
-        use LayerRole::*;
-        let spec = spec();
-        let of_layer = [
-            AttentionNorm,
-            Query,
-            QueryBias,
-            Key,
-            KeyBias,
-            Value,
-            ValueBias,
-            Output,
-            OutputBias,
-            MlpNorm,
-            Gate,
-            GateBias,
-            Up,
-            UpBias,
-            Down,
-            DownBias,
-        ];
-        let layers = 0..spec.masks.len();
-        let layers = layers.flat_map(|layer| of_layer.map(|role| Role::Layer(layer, role)));
-        let roles = [Role::Embedding, Role::FinalNorm, Role::Head].into_iter().chain(layers);
-        let tensor = |(index, role): (usize, Role)| {
-            let (shape, _) = shape(role, &spec);
-            let scale = if shape.len() == 2 { 2.0 / (shape[1] as f32).sqrt() } else { 0.5 };
-            let offset = if matches!(role, Role::FinalNorm | Role::Layer(_, AttentionNorm | MlpNorm)) {
-                1.0
-            } else {
-                0.0
-            };
-            let number = |i: usize| {
-                let word = philox([i as u32, index as u32, 0, 0], [seed, 0])[0];
-                offset + (word as f32 / u32::MAX as f32 - 0.5) * 2.0 * scale
-            };
-            let numbers = (0..shape.iter().product()).map(number);
-            let bytes = match dtype {
-                DType::F32 => numbers.flat_map(|n| n.to_le_bytes()).collect(),
-                DType::F16 => numbers.flat_map(|n| half::f16::from_f32(n).to_le_bytes()).collect(),
-                DType::BF16 => numbers.flat_map(|n| half::bf16::from_f32(n).to_le_bytes()).collect(),
-            };
-            (role, StoredTensor::from_bytes(dtype, shape, bytes).unwrap())
-        };
-        let tensors = roles.enumerate().map(tensor).collect();
-        Random { spec, tensors }
-    }
-
-    fn part(&self, role: Role, shard: Shard) -> Result<TensorPart> {
-        let tensor = self.tensors[&role].clone();
-        let (shape, cut) = shape(role, &self.spec);
-        let (mut rows, mut columns) = (0..shape[0], 0..shape.get(1).copied().unwrap_or(1));
-        match cut {
-            Cut::None => {}
-            Cut::Rows { units } => rows = share(units, shape[0] / units, shard),
-            Cut::Columns => {
-                // In the units of the rows that feed them.
-                let units = if shape[1] == 80 { 8 } else { shape[1] };
-                columns = share(units, shape[1] / units, shard);
-            }
-        }
-        Ok(TensorPart { tensor, rows, columns })
-    }
-
-    fn load(self: &Arc<Self>, n_ranks: usize) -> Box<dyn Executor> {
-        let model = Arc::clone(self);
-        let options = Options { n_ranks, ..OPTIONS };
-        load(self.spec.clone(), move |role, shard| model.part(role, shard), options, &|_, _| {}).unwrap()
-    }
-
-    /// With rank 0 on this thread.
-    fn load_led(self: &Arc<Self>, options: Options) -> Result<Leader<Cpu>> {
-        let model = Arc::clone(self);
-        let parts = Box::new(move |role, shard| model.part(role, shard));
-        Leader::load(led(options.n_ranks), self.spec.clone(), parts, options, &|_, _| {})
-    }
-}
-
 /// A thread belongs to the cores of one rank.
 fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
-}
-
-fn led(n_ranks: usize) -> Vec<Open<Cpu>> {
-    Cpu::world(n_ranks).into_iter().map(|cpu| Box::new(move || Ok(cpu)) as Open<Cpu>).collect()
 }
 
 #[derive(Clone)]
@@ -283,51 +135,61 @@ fn ids(outputs: &[Vec<Sampled>]) -> Vec<Vec<u32>> {
 
 #[test]
 fn alone_batched_and_chunked_give_the_same_bits() {
-    for (seed, dtype) in [(1, DType::F32), (2, DType::BF16), (3, DType::F16)] {
-        let mut executor = Arc::new(Random::new(seed, dtype)).load(1);
+    let dtypes = [DType::F32, DType::BF16, DType::F16];
+    let plain = dtypes.map(|dtype| ("plain", plain(), dtype));
+    let others = variants().into_iter().map(|(name, spec)| (name, spec, DType::F32));
+    for (seed, (name, spec, dtype)) in (1..).zip(plain.into_iter().chain(others)) {
+        let mut executor = Arc::new(Random::new(spec, seed, dtype)).load(1);
         let requests = requests();
         let expected = alone(&mut *executor, &requests, 100);
         let distinct: std::collections::BTreeSet<_> = ids(&expected).into_iter().flatten().collect();
-        assert!(distinct.len() > 10, "a model that always says the same proves nothing: {distinct:?}");
+        assert!(distinct.len() > 10, "{name}: one that always says the same proves nothing: {distinct:?}");
         for chunk in [1, 2, 3, 7, 16] {
-            assert_eq!(alone(&mut *executor, &requests, chunk), expected, "chunks of {chunk}");
+            assert_eq!(alone(&mut *executor, &requests, chunk), expected, "{name}, chunks of {chunk}");
         }
         for (chunk, stagger) in [(100, 0), (100, 2), (5, 0), (3, 1), (1, 3)] {
             let batched = serve(&mut *executor, &requests, chunk, stagger);
-            assert_eq!(batched, expected, "chunks of {chunk}, {stagger} steps apart");
+            assert_eq!(batched, expected, "{name}, chunks of {chunk}, {stagger} steps apart");
         }
     }
 }
 
 #[test]
 fn a_cached_prefix_gives_the_same_bits_and_is_not_rewritten() {
-    let mut executor = Arc::new(Random::new(4, DType::BF16)).load(1);
-    let requests = requests();
-    let expected = alone(&mut *executor, &requests, 100);
-    for (cached, start) in [(1, 1), (8, 8), (22, 22), (23, 22), (10, 4), (23, 0)] {
-        // Stored by the first; the second has slots of its own from `cached` on.
-        let mut second = requests[2].clone();
-        let own = requests[4].slots.iter().copied();
-        second.slots.splice(cached as usize.., own.take(second.slots.len() - cached as usize)).for_each(drop);
-        (second.cached, second.start) = (cached, start);
-        serve(&mut *executor, &requests[2..3], 100, 0);
-        for chunk in [100, 3] {
-            let got = serve(&mut *executor, std::slice::from_ref(&second), chunk, 0);
-            assert_eq!(got[0], expected[2], "{cached} cached, fed from {start}");
+    let plain = [("plain", plain())];
+    for (name, spec) in plain.into_iter().chain(variants()) {
+        let mut executor = Arc::new(Random::new(spec, 4, DType::BF16)).load(1);
+        let requests = requests();
+        let expected = alone(&mut *executor, &requests, 100);
+        for (cached, start) in [(1, 1), (8, 8), (22, 22), (23, 22), (10, 4), (23, 0)] {
+            // Stored by the first; the second has slots of its own from `cached` on.
+            let mut second = requests[2].clone();
+            let own = requests[4].slots.iter().copied();
+            let n_own = second.slots.len() - cached as usize;
+            second.slots.splice(cached as usize.., own.take(n_own)).for_each(drop);
+            (second.cached, second.start) = (cached, start);
+            serve(&mut *executor, &requests[2..3], 100, 0);
+            for chunk in [100, 3] {
+                let got = serve(&mut *executor, std::slice::from_ref(&second), chunk, 0);
+                assert_eq!(got[0], expected[2], "{name}: {cached} cached, fed from {start}");
+            }
         }
     }
 }
 
 #[test]
 fn ranks_give_the_same_tokens() {
-    for (seed, dtype) in [(5, DType::F32), (6, DType::BF16)] {
-        let model = Arc::new(Random::new(seed, dtype));
+    let plain = [DType::F32, DType::BF16].map(|dtype| ("plain", plain(), dtype));
+    let others = variants().into_iter().map(|(name, spec)| (name, spec, DType::F32));
+    for (seed, (name, spec, dtype)) in (5..).zip(plain.into_iter().chain(others)) {
+        let model = Arc::new(Random::new(spec, seed, dtype));
         let requests = requests();
         let expected = ids(&alone(&mut *model.load(1), &requests, 100));
         for n_ranks in [2, 4] {
             let mut executor = model.load(n_ranks);
-            assert_eq!(ids(&alone(&mut *executor, &requests, 7)), expected, "{n_ranks} ranks");
-            assert_eq!(ids(&serve(&mut *executor, &requests, 100, 1)), expected, "{n_ranks} ranks, batched");
+            let what = format!("{name} on {n_ranks} ranks");
+            assert_eq!(ids(&alone(&mut *executor, &requests, 7)), expected, "{what}");
+            assert_eq!(ids(&serve(&mut *executor, &requests, 100, 1)), expected, "{what}, batched");
         }
         for n_ranks in [1, 2, 4] {
             let tokens = on_a_thread(|| {
@@ -342,7 +204,7 @@ fn ranks_give_the_same_tokens() {
 /// The last rank fails at its second step: the leader says so for this step and for all after it, and nobody waits.
 #[test]
 fn a_follower_that_fails_is_heard() {
-    let model = Arc::new(Random::new(12, DType::F32));
+    let model = Arc::new(Random::new(plain(), 12, DType::F32));
     for n_ranks in [1, 2, 4] {
         let fault = "rank-error@2".parse().ok();
         let step = || StepInput {
@@ -374,20 +236,20 @@ fn a_follower_that_fails_is_heard() {
 
 #[test]
 fn a_rank_that_cannot_load_keeps_nobody_waiting() {
-    let model = Arc::new(Random::new(13, DType::F32));
+    let model = Arc::new(Random::new(plain(), 13, DType::F32));
     for failing in [0, 1, 3] {
         let model = Arc::clone(&model);
         let options = Options { n_ranks: 4, ..OPTIONS };
         let n_asked = AtomicUsize::new(0);
         let parts = Box::new(move |role, shard: Shard| {
-            let is_torn = role == Role::Layer(2, LayerRole::Down) && shard.rank == failing;
+            let is_torn = role == Role::Layer(2, LayerRole::Mlp(MlpRole::Down)) && shard.rank == failing;
             // Asked for first to count its bytes.
             match is_torn && n_asked.fetch_add(1, Ordering::Relaxed) > 0 {
                 true => Err(Error::Checkpoint("torn".into())),
                 false => model.part(role, shard),
             }
         });
-        let loaded = on_a_thread(|| Leader::load(led(4), spec(), parts, options, &|_, _| {}).map(drop));
+        let loaded = on_a_thread(|| Leader::load(led(4), plain(), parts, options, &|_, _| {}).map(drop));
         let Err(error) = loaded else { panic!("loaded") };
         assert!(error.to_string().contains("torn"), "{error}");
     }
@@ -395,7 +257,7 @@ fn a_rank_that_cannot_load_keeps_nobody_waiting() {
 
 #[test]
 fn two_steps_may_be_under_way() {
-    let mut executor = Arc::new(Random::new(7, DType::F32)).load(2);
+    let mut executor = Arc::new(Random::new(plain(), 7, DType::F32)).load(2);
     let request = requests().swap_remove(0);
     let expected = ids(&alone(&mut *executor, std::slice::from_ref(&request), 100)).swap_remove(0);
     let n = request.prompt.len() as u32;
@@ -423,7 +285,7 @@ fn two_steps_may_be_under_way() {
 /// Log-probabilities of the prompt, in more rows than logits are computed for at a time.
 #[test]
 fn target_logprobs_do_not_depend_on_chunks_and_follow_the_logits() {
-    let model = Arc::new(Random::new(8, DType::F32));
+    let model = Arc::new(Random::new(plain(), 8, DType::F32));
     let request = requests().swap_remove(4);
     let targets_by = |n_ranks, chunk: u32| {
         let mut executor = model.load(n_ranks);
@@ -475,15 +337,15 @@ fn target_logprobs_do_not_depend_on_chunks_and_follow_the_logits() {
 
 #[test]
 fn a_rank_that_fails_ends_the_step_on_all() {
-    let model = Arc::new(Random::new(9, DType::F32));
+    let model = Arc::new(Random::new(plain(), 9, DType::F32));
     let parts = move |role, shard: Shard| {
         let mut part = model.part(role, shard)?;
         if role == Role::Head && shard.rank == 1 {
-            part.rows.end -= 1;
+            part = part.cut_rows(0..part.rows.len() - 1);
         }
         Ok(part)
     };
-    let mut executor = load(spec(), parts, Options { n_ranks: 2, ..OPTIONS }, &|_, _| {}).unwrap();
+    let mut executor = load(plain(), parts, Options { n_ranks: 2, ..OPTIONS }, &|_, _| {}).unwrap();
     let request = requests().swap_remove(1);
     let prefill = StepInput {
         starts: vec![LaneStart {
@@ -512,7 +374,7 @@ fn a_rank_that_fails_ends_the_step_on_all() {
 
 #[test]
 fn loading_reports_every_byte() {
-    let model = Arc::new(Random::new(10, DType::BF16));
+    let model = Arc::new(Random::new(plain(), 10, DType::BF16));
     for n_ranks in [1, 2, 4] {
         let heard = std::cell::RefCell::new(Vec::new());
         let parts = {
@@ -520,7 +382,7 @@ fn loading_reports_every_byte() {
             move |role, shard| model.part(role, shard)
         };
         let progress = |done, total| heard.borrow_mut().push((done, total));
-        let executor = load(spec(), parts, Options { n_ranks, ..OPTIONS }, &progress).unwrap();
+        let executor = load(plain(), parts, Options { n_ranks, ..OPTIONS }, &progress).unwrap();
         let heard = heard.into_inner();
         let total = executor.info().weight_bytes;
         assert_eq!(heard.last(), Some(&(total, total)));
@@ -533,13 +395,13 @@ fn loading_reports_every_byte() {
 
 #[test]
 fn heads_that_cannot_be_shared_out_are_refused() {
-    let model = Arc::new(Random::new(11, DType::F32));
+    let model = Arc::new(Random::new(plain(), 11, DType::F32));
     for (n_ranks, fits) in [(1, true), (2, true), (3, false), (4, true), (5, false), (8, true), (16, false)] {
         let parts = {
             let model = Arc::clone(&model);
             move |role, shard| model.part(role, shard)
         };
-        let loaded = load(spec(), parts, Options { n_ranks, ..OPTIONS }, &|_, _| {});
+        let loaded = load(plain(), parts, Options { n_ranks, ..OPTIONS }, &|_, _| {});
         match loaded {
             Ok(_) => assert!(fits, "{n_ranks} ranks were accepted"),
             Err(error) => {

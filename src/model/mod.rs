@@ -2,16 +2,23 @@
 
 pub mod checkpoint;
 pub mod families;
+pub mod layout;
 pub mod names;
+pub mod part;
 pub mod partition;
 pub mod plan;
 pub mod rope;
+pub mod runs;
 pub mod spec;
 pub mod weights;
 
 pub mod attention;
+pub mod branch;
 pub mod decoder;
+pub mod experts;
 pub mod kv;
+pub mod latent;
+pub mod layer;
 pub mod mlp;
 pub mod upload;
 pub mod workspace;

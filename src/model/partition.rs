@@ -44,12 +44,11 @@ pub enum Cut {
 pub struct Partition {
     /// Query heads.
     pub heads: Range<usize>,
-    /// KV heads: those of its query heads.
+    /// KV heads: those of its query heads. Latent attention has one, which every rank holds.
     pub kv_heads: Range<usize>,
-    /// Neurons of the MLP.
-    pub neurons: Range<usize>,
     /// Vocabulary entries: as many for each rank, but fewer or none for the last.
     pub vocab: Range<usize>,
+    shard: Shard,
 }
 
 impl Partition {
@@ -62,12 +61,26 @@ impl Partition {
         if rank >= world {
             return Err(Error::Bug(format!("rank {rank} is outside a world of {world}")));
         }
-        let Mlp::Gated { width, .. } = spec.mlp;
-        let heads = equal_part("query heads", spec.attention.heads, shard)?;
-        let neurons = equal_part("neurons of the MLP", width, shard)?;
+        let heads = equal_part("query heads", spec.attention.heads(), shard)?;
+        let kv_heads = kv_part(spec.attention.kv_heads(), shard)?;
         let share = spec.vocab.div_ceil(world);
         let vocab = (rank * share).min(spec.vocab)..((rank + 1) * share).min(spec.vocab);
-        Ok(Partition { heads, kv_heads: kv_part(spec.attention.kv_heads, shard)?, neurons, vocab })
+        let part = Partition { heads, kv_heads, vocab, shard };
+        for layer in &spec.layers {
+            part.neurons(layer.mlp.width())?;
+            if let Mlp::Experts(experts) = layer.mlp {
+                part.neurons(experts.shared_width)?;
+            }
+        }
+        Ok(part)
+    }
+
+    /// The rank's neurons of an MLP of `width`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when they do not divide among the ranks.
+    pub fn neurons(&self, width: usize) -> Result<Range<usize>> {
+        equal_part("neurons of the MLP", width, self.shard)
     }
 }
 
@@ -99,7 +112,8 @@ fn kv_part(n: usize, shard: Shard) -> Result<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::spec::tests::tiny;
+    use crate::model::spec::Attention;
+    use crate::model::spec::tests::{latent, tiny};
 
     fn parts(spec: &DecoderSpec, world: usize) -> Result<Vec<Partition>> {
         (0..world).map(|rank| Partition::new(spec, Shard { rank, world })).collect()
@@ -107,10 +121,12 @@ mod tests {
 
     fn spec(heads: usize, kv_heads: usize, width: usize, vocab: usize) -> DecoderSpec {
         let mut spec = tiny();
-        spec.attention.heads = heads;
-        spec.attention.kv_heads = kv_heads;
-        let Mlp::Gated { width: neurons, .. } = &mut spec.mlp;
-        *neurons = width;
+        let Attention::Heads(attention) = &mut spec.attention else { panic!("{spec:?}") };
+        (attention.heads, attention.kv_heads) = (heads, kv_heads);
+        for layer in &mut spec.layers {
+            let Mlp::Gated { width: neurons, .. } = &mut layer.mlp else { panic!("{layer:?}") };
+            *neurons = width;
+        }
         spec.vocab = vocab;
         spec
     }
@@ -118,20 +134,21 @@ mod tests {
     #[test]
     fn one_rank_holds_everything() {
         let whole = Partition::new(&spec(6, 3, 10, 17), Shard::WHOLE).unwrap();
-        assert_eq!(whole, Partition { heads: 0..6, kv_heads: 0..3, neurons: 0..10, vocab: 0..17 });
+        assert_eq!((&whole.heads, &whole.kv_heads, &whole.vocab), (&(0..6), &(0..3), &(0..17)));
+        assert_eq!(whole.neurons(10).unwrap(), 0..10);
     }
 
     #[test]
     fn parts_cover_everything_once() {
         for world in [1, 2, 4] {
             let parts = parts(&spec(8, 4, 12, 17), world).unwrap();
-            let joined = |range: fn(&Partition) -> &Range<usize>| -> Vec<usize> {
-                parts.iter().flat_map(|part| range(part).clone()).collect()
+            let joined = |range: fn(&Partition) -> Range<usize>| -> Vec<usize> {
+                parts.iter().flat_map(range).collect()
             };
-            assert_eq!(joined(|part| &part.heads), (0..8).collect::<Vec<_>>());
-            assert_eq!(joined(|part| &part.kv_heads), (0..4).collect::<Vec<_>>());
-            assert_eq!(joined(|part| &part.neurons), (0..12).collect::<Vec<_>>());
-            assert_eq!(joined(|part| &part.vocab), (0..17).collect::<Vec<_>>());
+            assert_eq!(joined(|part| part.heads.clone()), (0..8).collect::<Vec<_>>());
+            assert_eq!(joined(|part| part.kv_heads.clone()), (0..4).collect::<Vec<_>>());
+            assert_eq!(joined(|part| part.neurons(12).unwrap()), (0..12).collect::<Vec<_>>());
+            assert_eq!(joined(|part| part.vocab.clone()), (0..17).collect::<Vec<_>>());
         }
     }
 
@@ -145,6 +162,12 @@ mod tests {
                 assert!(part.kv_heads.clone().all(|head| needed.contains(&head)), "{part:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_latent_is_on_every_rank() {
+        let parts = parts(&latent(), 4).unwrap();
+        assert!(parts.iter().all(|part| part.kv_heads == (0..1) && part.heads.len() == 1), "{parts:?}");
     }
 
     #[test]

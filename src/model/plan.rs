@@ -4,8 +4,10 @@
 use super::checkpoint::DType;
 use super::families::Resolved;
 use super::partition::{Partition, Shard};
-use super::spec::{DecoderSpec, Mlp};
+use super::spec::{Attention, DecoderSpec, LatentAttention, Mlp};
 use super::weights::Weights;
+use super::workspace::{AttentionWidth, MlpWidth, Widths};
+use crate::backend::Heads;
 use crate::error::{Error, Result};
 
 /// What the operator chose.
@@ -84,17 +86,14 @@ impl MemoryPlan {
         let n_parameters = spec.n_parameters();
         let stored = n_parameters * options.weight_dtype.size_bytes() as u64;
         let weight_bytes = weights.map_or(stored, Weights::bytes);
-        let rank_parameters = n_parameters_of(spec, &part);
+        let rank_parameters = n_parameters_of(spec, &part)?;
         // Shares of files in several dtypes are taken as equal, which norms and biases hardly disturb.
         let rank_weight_bytes =
             (u128::from(weight_bytes) * u128::from(rank_parameters) / u128::from(n_parameters.max(1))) as u64;
-        let head_dim = spec.attention.head_dim as u64;
-        let rank_slot = 2
-            * spec.layers() as u64
-            * part.kv_heads.len() as u64
-            * head_dim
-            * options.kv_dtype.size_bytes() as u64;
-        let activations = width_of_a_token(spec, &part) * options.activation_dtype.size_bytes() as u64;
+        let kv_numbers =
+            spec.kv_elements_per_token() / spec.attention.kv_heads() as u64 * part.kv_heads.len() as u64;
+        let rank_slot = kv_numbers * options.kv_dtype.size_bytes() as u64;
+        let activations = width_of_a_token(spec, &part)? * options.activation_dtype.size_bytes() as u64;
         let counts = if options.lane_counts { spec.vocab as u64 } else { 0 };
         let mut sum = Sum::default();
         sum.add(1, rank_weight_bytes);
@@ -139,14 +138,25 @@ impl Sum {
 }
 
 /// Weights of a rank: those of a decoder with its heads, neurons and vocabulary.
-fn n_parameters_of(spec: &DecoderSpec, part: &Partition) -> u64 {
+fn n_parameters_of(spec: &DecoderSpec, part: &Partition) -> Result<u64> {
     let mut own = spec.clone();
-    own.attention.heads = part.heads.len();
-    own.attention.kv_heads = part.kv_heads.len();
+    match &mut own.attention {
+        Attention::Heads(heads) => {
+            (heads.heads, heads.kv_heads) = (part.heads.len(), part.kv_heads.len());
+        }
+        Attention::Latent(latent) => latent.heads = part.heads.len(),
+    }
     own.vocab = part.vocab.len();
-    let Mlp::Gated { width, .. } = &mut own.mlp;
-    *width = part.neurons.len();
-    own.n_parameters()
+    for layer in &mut own.layers {
+        match &mut layer.mlp {
+            Mlp::Gated { width, .. } | Mlp::Plain { width, .. } => *width = part.neurons(*width)?.len(),
+            Mlp::Experts(experts) => {
+                experts.width = part.neurons(experts.width)?.len();
+                experts.shared_width = part.neurons(experts.shared_width)?.len();
+            }
+        }
+    }
+    Ok(own.n_parameters())
 }
 
 /// Numbers of a sampled row: final hidden state, logits, and the rank's part of them where there are several.
@@ -155,11 +165,37 @@ fn width_of_a_logit_row(spec: &DecoderSpec, part: &Partition) -> u64 {
     (spec.hidden + spec.vocab + own) as u64
 }
 
-/// Numbers that a step keeps for each token, as `workspace` lays them out: residual stream, its norm and a branch's
-/// result; queries, keys, values and what attention returns; gate, up and their product.
-fn width_of_a_token(spec: &DecoderSpec, part: &Partition) -> u64 {
-    let attention = 2 * (part.heads.len() + part.kv_heads.len()) * spec.attention.head_dim;
-    (3 * spec.hidden + attention + 3 * part.neurons.len()) as u64
+/// Numbers that a step keeps for each token, as `workspace` lays them out; of experts, what each that is chosen reads,
+/// its gate, up and their product, and what it returns.
+fn width_of_a_token(spec: &DecoderSpec, part: &Partition) -> Result<u64> {
+    let attention = match spec.attention {
+        Attention::Heads(heads) => {
+            let (n, kv_heads) = (part.heads.len(), part.kv_heads.len());
+            AttentionWidth::Heads(Heads { heads: n, kv_heads, head_dim: heads.head_dim })
+        }
+        Attention::Latent(latent) => {
+            AttentionWidth::Latent(LatentAttention { heads: part.heads.len(), ..latent })
+        }
+    };
+    let (mut mlps, mut of_experts) = (Vec::new(), 0);
+    for layer in &spec.layers {
+        let width = match layer.mlp {
+            Mlp::Gated { width, .. } => MlpWidth { neurons: part.neurons(width)?.len(), gated: true },
+            Mlp::Plain { width, .. } => MlpWidth { neurons: part.neurons(width)?.len(), gated: false },
+            Mlp::Experts(experts) => {
+                let neurons = part.neurons(experts.width)?.len();
+                of_experts = experts.n_chosen * (2 * spec.hidden + 3 * neurons);
+                MlpWidth { neurons: part.neurons(experts.shared_width)?.len(), gated: true }
+            }
+        };
+        if !mlps.contains(&width) {
+            mlps.push(width);
+        }
+    }
+    let two_norms = Widths::has_two_norms(spec);
+    let (vocab_part, vocab) = (part.vocab.len(), spec.vocab);
+    let widths = Widths { hidden: spec.hidden, attention, mlps, experts: None, two_norms, vocab_part, vocab };
+    Ok((widths.numbers() + of_experts) as u64)
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use super::inject::InjectedFault;
 use super::kv::KvPool;
 use super::partition::Shard;
 use super::rope::Frequencies;
-use super::spec::{DecoderSpec, Mask, Positions};
+use super::spec::{DecoderSpec, Mask};
 use super::upload::Upload;
 use super::workspace::Workspace;
 use super::{Options, Parts, PoolSize, warm};
 use crate::backend::step::{Feed, StepInput, StepOutput};
-use crate::backend::{Backend, LogitRows, StepShape};
+use crate::backend::{Backend, KvRows, LogitRows, StepShape};
 use crate::error::{Error, Result};
 
 /// Bytes of a GPU's memory that stay free beside the pool: for what driver and libraries take as they go, and the graphs,
@@ -86,20 +86,19 @@ impl<B: Backend> Rank<B> {
             let decoder = Decoder::load(&upload, spec)?;
             let Options { n_lanes, max_step_tokens, .. } = *options;
             let widths = decoder.widths(spec)?;
-            let workspace = Workspace::new(&backend, widths, max_step_tokens, n_lanes, shard.world)?;
-            let Positions::Rope(rope) = &spec.positions;
+            let workspace = Workspace::new(&backend, &widths, max_step_tokens, n_lanes, shard.world)?;
             let step = backend.step(StepShape {
                 max_tokens: max_step_tokens,
                 n_lanes,
                 max_positions: spec.max_positions,
                 vocab: spec.vocab,
-                frequencies: Frequencies::new(rope, spec.attention.head_dim),
-                masks: distinct(&spec.masks),
-                heads: widths.heads,
+                frequencies: spec.ropes().iter().map(Frequencies::new).collect(),
+                masks: distinct(spec.layers.iter().map(|layer| layer.mask)),
+                heads: widths.attention.heads(),
             })?;
             backend.prepare(&decoder.tuned(&step_rows(n_lanes, max_step_tokens), &measured_rows(n_lanes)))?;
             // Slot 0 alone, until it is known how many there can be.
-            let kv = KvPool::new(&backend, decoder.attentions(), 1)?;
+            let kv = KvPool::new(&backend, decoder.kv_rows(), 1)?;
             Ok((decoder, workspace, step, kv, upload.n_bytes()))
         };
         let filled = fill();
@@ -123,7 +122,7 @@ impl<B: Backend> Rank<B> {
         let n_slots = self.fitting_slots(spec, options)?;
         // The smallest rank's pool is everybody's.
         let n_slots = self.backend.meet(n_slots as u64)? as usize;
-        self.kv = KvPool::new(&self.backend, self.decoder.attentions(), n_slots)?;
+        self.kv = KvPool::new(&self.backend, self.decoder.kv_rows(), n_slots)?;
         let before = self.backend.free_bytes().unwrap_or(0);
         if options.graphs {
             let Rank { backend, shard, decoder, kv, workspace, step, .. } = self;
@@ -175,7 +174,7 @@ impl<B: Backend> Rank<B> {
 
     /// Bytes of keys and values of one slot on this rank.
     pub fn slot_bytes(&self) -> u64 {
-        let numbers: usize = self.decoder.attentions().map(|layer| 2 * layer.heads.kv_width()).sum();
+        let numbers: usize = self.decoder.kv_rows().map(KvRows::numbers).sum();
         (numbers * self.backend.dtype().size_bytes()) as u64
     }
 
@@ -298,11 +297,11 @@ fn ops<B: Backend>(
     backend.advance(step)
 }
 
-fn distinct(masks: &[Mask]) -> Vec<Mask> {
+fn distinct(masks: impl Iterator<Item = Mask>) -> Vec<Mask> {
     let mut seen = Vec::new();
     for mask in masks {
-        if !seen.contains(mask) {
-            seen.push(*mask);
+        if !seen.contains(&mask) {
+            seen.push(mask);
         }
     }
     seen

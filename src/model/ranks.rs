@@ -15,7 +15,7 @@ use super::executor::{Executor, ModelInfo, PositionRegime, Progress};
 use super::guard::Guard;
 use super::partition::Shard;
 use super::rank::{Rank, Taken};
-use super::spec::{Attention, DecoderSpec};
+use super::spec::DecoderSpec;
 use super::upload::total_bytes;
 use super::{Options, Parts, PoolSize};
 use crate::backend::Backend;
@@ -114,7 +114,7 @@ pub(super) fn check_options(options: &Options, world: usize) -> Result<()> {
 
 /// Whether every rank gets as many whole heads as the others, and the KV heads that these read.
 pub(super) fn check_world(spec: &DecoderSpec, world: usize) -> Result<()> {
-    let Attention { heads, kv_heads, .. } = spec.attention;
+    let (heads, kv_heads) = (spec.attention.heads(), spec.attention.kv_heads());
     let fits = kv_heads > 0
         && heads.is_multiple_of(world)
         && heads.is_multiple_of(kv_heads)
@@ -151,8 +151,9 @@ pub(super) fn info<B: Backend>(
 ) -> Result<ModelInfo> {
     let count = |n: usize| u32::try_from(n).map_err(|_| Error::Checkpoint(format!("{n} is beyond 2³²")));
     // Where ranks outnumber the KV heads, each keeps a copy.
-    let kv_heads = spec.attention.kv_heads.max(options.n_ranks);
-    let kv_numbers = 2 * spec.masks.len() * kv_heads * spec.attention.head_dim;
+    let kv_heads = spec.attention.kv_heads();
+    let copies = kv_heads.max(options.n_ranks) / kv_heads.max(1);
+    let kv_numbers = spec.kv_elements_per_token() as usize * copies;
     Ok(ModelInfo {
         family: spec.family,
         vocab: count(spec.vocab)?,

@@ -12,10 +12,10 @@ use super::spec::{RampBounds, Rope, RopeScaling};
 /// The angles by which a rotary embedding turns: position `p` turns pair `i` by `p` times frequency `i`.
 #[derive(Debug, Clone)]
 pub struct Frequencies {
-    head_dim: usize,
+    width: usize,
     base: f64,
     beyond: Beyond,
-    /// `[head_dim / 2]` for sequences up to the threshold.
+    /// `[width / 2]` for sequences up to the threshold.
     usual: Vec<f32>,
     amplitude: f32,
 }
@@ -31,7 +31,7 @@ pub enum Lengths {
         original: u32,
     },
     /// Beyond `original` tokens a set for each length: the base is multiplied by
-    /// `(factor · len / original − (factor − 1))^(d / (d − 2))`.
+    /// `(factor · len / original − (factor − 1))^(width / (width − 2))`.
     Each {
         /// Longest sequence of the usual set.
         original: u32,
@@ -40,6 +40,14 @@ pub enum Lengths {
         /// Growth.
         factor: f64,
     },
+    /// Requests with a prompt of more than `trained` tokens have the base multiplied by
+    /// [`prompt_alpha`]`^(width / (width − 2))`.
+    Prompt {
+        /// Longest prompt of the usual set.
+        trained: u32,
+        /// Of the usual set.
+        base: f64,
+    },
 }
 
 /// What happens to the frequencies of longer sequences.
@@ -47,19 +55,24 @@ pub enum Lengths {
 enum Beyond {
     /// Nothing.
     Same,
-    /// Others, `[head_dim / 2]`, past `original` tokens.
+    /// Others, `[width / 2]`, past `original` tokens.
     Long { original: u32, long: Vec<f32> },
     /// Others for each length past `original` tokens.
     Dynamic { original: u32, factor: f64 },
+    /// Others for prompts of more than `trained` tokens.
+    Prompt { trained: u32 },
 }
 
 impl Frequencies {
-    /// Those of a rotary embedding over heads of an even width.
-    pub fn new(rope: &Rope, head_dim: usize) -> Frequencies {
-        let plain = powers(rope.base, head_dim);
+    /// Those of a rotary embedding.
+    pub fn new(rope: &Rope) -> Frequencies {
+        let width = rope.width;
+        let plain = powers(rope.base, width);
         let divided = |divisors: &[f64]| plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect();
         let (usual, amplitude): (Vec<f64>, f64) = match &rope.scaling {
-            RopeScaling::Unscaled | RopeScaling::Dynamic { .. } => (plain.clone(), 1.0),
+            RopeScaling::Unscaled | RopeScaling::Dynamic { .. } | RopeScaling::PromptNtk { .. } => {
+                (plain.clone(), 1.0)
+            }
             RopeScaling::Linear { factor } => (plain.iter().map(|f| f / factor).collect(), 1.0),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
                 let original = f64::from(*original);
@@ -67,8 +80,8 @@ impl Frequencies {
                 (plain.iter().map(stretch).collect(), 1.0)
             }
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original, ramp_bounds, amplitude } => {
-                let turns = |rotations| yarn_bound(rope.base, head_dim, f64::from(*original), rotations);
-                let ramp = Ramp::new(turns(*beta_fast), turns(*beta_slow), *ramp_bounds, head_dim);
+                let turns = |rotations| yarn_bound(rope.base, width, f64::from(*original), rotations);
+                let ramp = Ramp::new(turns(*beta_fast), turns(*beta_slow), *ramp_bounds, width);
                 let stretch = |(i, f): (usize, &f64)| f * (1.0 - ramp.at(i)) + f / factor * ramp.at(i);
                 (plain.iter().enumerate().map(stretch).collect(), *amplitude)
             }
@@ -81,14 +94,15 @@ impl Frequencies {
             RopeScaling::Dynamic { factor, original } => {
                 Beyond::Dynamic { original: *original, factor: *factor }
             }
+            RopeScaling::PromptNtk { trained } => Beyond::Prompt { trained: *trained },
             _ => Beyond::Same,
         };
         let usual = rounded(&usual);
-        Frequencies { head_dim, base: rope.base, beyond, usual, amplitude: amplitude as f32 }
+        Frequencies { width, base: rope.base, beyond, usual, amplitude: amplitude as f32 }
     }
 
     /// The frequencies of ordinary sequences, those beyond a length where they are a second set, what cosine and sine are
-    /// multiplied by, and how the length decides: for who computes them elsewhere, as [`Frequencies::for_length`] does.
+    /// multiplied by, and how the length decides: for who computes them elsewhere, as [`Frequencies::for_position`] does.
     pub fn parts(&self) -> (&[f32], Option<&[f32]>, f32, Lengths) {
         let (longer, lengths) = match &self.beyond {
             Beyond::Same => (None, Lengths::Alike),
@@ -96,30 +110,44 @@ impl Frequencies {
             Beyond::Dynamic { original, factor } => {
                 (None, Lengths::Each { original: *original, base: self.base, factor: *factor })
             }
+            Beyond::Prompt { trained } => (None, Lengths::Prompt { trained: *trained, base: self.base }),
         };
         (&self.usual, longer, self.amplitude, lengths)
     }
 
-    /// The frequencies `[head_dim / 2]` of a sequence of `len` tokens, and what cosine and sine are multiplied by.
-    /// Which length counts for a position is said at [`super::executor::PositionRegime`].
-    pub fn for_length(&self, len: u32) -> (Cow<'_, [f32]>, f32) {
+    /// The frequencies `[width / 2]` of a position in a request with a prompt of `prompt_len` tokens, and what cosine
+    /// and sine are multiplied by. Which length counts is said at [`super::executor::PositionRegime`].
+    pub fn for_position(&self, prompt_len: u32, position: u32) -> (Cow<'_, [f32]>, f32) {
+        let len = prompt_len.max(position.saturating_add(1));
         let frequencies = match &self.beyond {
             Beyond::Long { original, long } if len > *original => Cow::Borrowed(long.as_slice()),
             Beyond::Dynamic { original, factor } if len > *original => {
                 let growth = factor * f64::from(len) / f64::from(*original) - (factor - 1.0);
-                let width = self.head_dim as f64;
-                let base = self.base * growth.powf(width / (width - 2.0));
-                Cow::Owned(rounded(&powers(base, self.head_dim)))
+                Cow::Owned(self.with_grown_base(growth))
+            }
+            Beyond::Prompt { trained } if prompt_len > *trained => {
+                Cow::Owned(self.with_grown_base(prompt_alpha(prompt_len, *trained) as f64))
             }
             _ => Cow::Borrowed(self.usual.as_slice()),
         };
         (frequencies, self.amplitude)
     }
+
+    /// Those of the base times `growth^(width / (width − 2))`.
+    fn with_grown_base(&self, growth: f64) -> Vec<f32> {
+        let width = self.width as f64;
+        rounded(&powers(self.base * growth.powf(width / (width - 2.0)), self.width))
+    }
 }
 
-/// `base^(−2i/d)` for each pair.
-fn powers(base: f64, head_dim: usize) -> Vec<f64> {
-    (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+/// `max(2^⌈log2(prompt_len / trained) + 1⌉ − 1, 1)`, see [`RopeScaling::PromptNtk`].
+pub fn prompt_alpha(prompt_len: u32, trained: u32) -> u64 {
+    2 * u64::from(prompt_len).div_ceil(u64::from(trained.max(1))).next_power_of_two() - 1
+}
+
+/// `base^(−2i/width)` for each pair.
+fn powers(base: f64, width: usize) -> Vec<f64> {
+    (0..width / 2).map(|i| base.powf(-2.0 * i as f64 / width as f64)).collect()
 }
 
 fn rounded(frequencies: &[f64]) -> Vec<f32> {
@@ -140,8 +168,8 @@ fn llama3(f: f64, factor: f64, low_freq_factor: f64, high_freq_factor: f64, orig
 }
 
 /// The pair, as a real number, whose wave turns `rotations` times in the original context.
-fn yarn_bound(base: f64, head_dim: usize, original: f64, rotations: f64) -> f64 {
-    head_dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln())
+fn yarn_bound(base: f64, width: usize, original: f64, rotations: f64) -> f64 {
+    width as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln())
 }
 
 /// YaRN's ramp over the pairs: 0 where a wave is kept, 1 where it is divided.
@@ -151,12 +179,12 @@ struct Ramp {
 }
 
 impl Ramp {
-    fn new(low: f64, high: f64, bounds: RampBounds, head_dim: usize) -> Ramp {
+    fn new(low: f64, high: f64, bounds: RampBounds, width: usize) -> Ramp {
         let (low, high) = match bounds {
             RampBounds::Whole => (low.floor(), high.ceil()),
             RampBounds::Exact => (low, high),
         };
-        let (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+        let (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
         // As the reference keeps the slope finite.
         Ramp { low, high: if low == high { high + 0.001 } else { high } }
     }

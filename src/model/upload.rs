@@ -3,11 +3,10 @@
 use std::cell::Cell;
 
 use super::Parts;
-use super::names::{LayerRole, Role};
+use super::names::{self, LayerRole, MlpRole, Role};
 use super::partition::Shard;
-use super::spec::{Bias, DecoderSpec, Head, Mlp, Norm};
+use super::spec::{Bias, DecoderSpec, Norm};
 use super::weights::TensorPart;
-use crate::backend::cpu::stored::size_of_dtype;
 use crate::backend::{Backend, LinearPart};
 use crate::error::{Error, Result};
 
@@ -42,14 +41,20 @@ impl<'a, B: Backend> Upload<'a, B> {
         Ok(part)
     }
 
-    /// A norm over `width` numbers.
-    pub fn norm(&self, kind: Norm, width: usize, role: Role) -> Result<B::Norm> {
-        let part = self.part(role)?;
-        if part.rows.len() != width {
-            let text = format!("a norm of {} weights over {width} numbers ({role:?})", part.rows.len());
+    /// A norm over `width` numbers; `bias` is its role, where the kind has one.
+    pub fn norm(&self, kind: Norm, width: usize, weight: Role, bias: Role) -> Result<B::Norm> {
+        let part = self.part(weight)?;
+        if part.n_elements() != width {
+            let text = format!("a norm of {} weights over {width} numbers ({weight:?})", part.n_elements());
             return Err(Error::Checkpoint(text));
         }
-        self.backend.norm_weight(kind, &part)
+        let bias = (kind.bias() == Bias::Present).then(|| self.part(bias)).transpose()?;
+        self.backend.norm_weight(kind, &part, bias.as_ref())
+    }
+
+    /// A norm without a bias in a layer, over the last dimension of its weight.
+    pub fn layer_norm(&self, kind: Norm, layer: usize, weight: LayerRole) -> Result<B::Norm> {
+        self.backend.norm_weight(kind, &self.part(Role::Layer(layer, weight))?, None)
     }
 
     /// One block of a linear layer over `inputs` numbers.
@@ -74,48 +79,34 @@ impl<'a, B: Backend> Upload<'a, B> {
         self.linear_part(inputs, Role::Layer(layer, weight), bias)
     }
 
-    /// A layer whose inputs are cut: the ranks' outputs are summed, so rank 0 alone adds the bias.
+    /// The only block of a layer whose inputs are cut: the ranks' outputs are summed, so rank 0 alone adds the bias.
     pub fn cut_inputs(
         &self,
         layer: usize,
         inputs: usize,
         (weight, bias): (LayerRole, LayerRole),
         has_bias: Bias,
-    ) -> Result<B::Weight> {
+    ) -> Result<LinearPart> {
         let bias = (has_bias == Bias::Present && self.shard.rank == 0).then_some(Role::Layer(layer, bias));
-        self.backend.weight(&[self.linear_part(inputs, Role::Layer(layer, weight), bias)?])
+        self.linear_part(inputs, Role::Layer(layer, weight), bias)
     }
 }
 
 /// Bytes of a part.
 fn bytes(part: &TensorPart) -> u64 {
-    (part.rows.len() * part.columns.len() * size_of_dtype(part.tensor.dtype)) as u64
+    (part.n_elements() * part.tensor.dtype.size_bytes()) as u64
 }
 
 /// Bytes of a rank's parts of all tensors that [`super::decoder::Decoder::load`] takes.
 pub fn total_bytes(parts: &Parts, spec: &DecoderSpec, shard: Shard) -> Result<u64> {
-    roles(spec, shard).into_iter().map(|role| Ok(bytes(&parts(role, shard)?))).sum()
+    let taken = names::roles(spec).into_iter().filter(|role| shard.rank == 0 || !is_of_rank_0(*role));
+    taken.map(|role| Ok(bytes(&parts(role, shard)?))).sum()
 }
 
-/// The tensors that a rank takes.
-fn roles(spec: &DecoderSpec, shard: Shard) -> Vec<Role> {
-    use LayerRole::*;
-    let Mlp::Gated { bias: mlp_bias, .. } = spec.mlp;
-    let on_rank_0 = |bias| if shard.rank == 0 { bias } else { Bias::Absent };
-    let biases: [(Bias, &[LayerRole]); 4] = [
-        (spec.attention.qkv_bias, &[QueryBias, KeyBias, ValueBias]),
-        (on_rank_0(spec.attention.out_bias), &[OutputBias]),
-        (mlp_bias, &[GateBias, UpBias]),
-        (on_rank_0(mlp_bias), &[DownBias]),
-    ];
-    let mut layer_roles = vec![AttentionNorm, Query, Key, Value, Output, MlpNorm, Gate, Up, Down];
-    for (_, roles) in biases.iter().filter(|(bias, _)| *bias == Bias::Present) {
-        layer_roles.extend_from_slice(roles);
-    }
-    let mut roles = vec![Role::Embedding, Role::FinalNorm];
-    roles.extend((spec.head == Head::Untied).then_some(Role::Head));
-    for layer in 0..spec.masks.len() {
-        roles.extend(layer_roles.iter().map(|&role| Role::Layer(layer, role)));
-    }
-    roles
+/// Whether rank 0 alone takes it: what is added to a sum over the ranks is added once.
+fn is_of_rank_0(role: Role) -> bool {
+    use LayerRole::{Expert, Mlp, OutputBias, SharedExpert};
+    let Role::Layer(_, role) = role else { return false };
+    let (Mlp(in_mlp) | Expert(_, in_mlp) | SharedExpert(in_mlp)) = role else { return role == OutputBias };
+    in_mlp == MlpRole::DownBias
 }

@@ -1,30 +1,22 @@
 //! Tensor name → role → a rank's part of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::checkpoint::{Checkpoint, DType, StoredTensor};
+use super::layout::Stack;
 use super::names::{LayerRole, Names, Role, roles};
+pub use super::part::TensorPart;
 use super::partition::{Cut, Partition, Shard};
 use super::spec::{DecoderSpec, Head};
 use crate::error::{Error, Result};
 
-/// A rank's part of a stored tensor: a rectangle of it, seen in place. A vector is a matrix of one column.
-#[derive(Debug, Clone)]
-pub struct TensorPart {
-    /// The whole tensor.
-    pub tensor: StoredTensor,
-    /// Rows (dimension 0) that the rank holds.
-    pub rows: Range<usize>,
-    /// Columns (dimension 1) that the rank holds.
-    pub columns: Range<usize>,
-}
-
-/// A checkpoint that fits a spec: every tensor is there, in the right shape, and no other. Cheap to clone.
+/// A checkpoint that fits a spec: every tensor is there, in the right shape, and no other.
 #[derive(Debug, Clone)]
 pub struct Weights {
     spec: DecoderSpec,
-    tensors: BTreeMap<Role, StoredTensor>,
+    /// Each role as a whole.
+    roles: BTreeMap<Role, TensorPart>,
 }
 
 impl Weights {
@@ -33,27 +25,19 @@ impl Weights {
     /// # Errors
     /// [`Error::Checkpoint`] for the first tensor that is missing, misshapen, of an unknown dtype, or unexpected.
     pub fn open(checkpoint: &Checkpoint, spec: &DecoderSpec, names: &Names) -> Result<Weights> {
-        let mut tensors = BTreeMap::new();
-        let mut found = std::collections::BTreeSet::new();
-        for role in roles(spec) {
-            let (name, tensor) = find(checkpoint, names, role)?;
-            let expected = role.shape(spec);
-            if tensor.shape != expected {
-                let shape = tensor.shape;
-                return Err(Error::Checkpoint(format!(
-                    "tensor {name} has the shape {shape:?}, expected {expected:?}"
-                )));
-            }
-            found.insert(name);
-            tensors.insert(role, tensor);
-        }
+        let mut search = Search { checkpoint, spec, names, found: BTreeSet::new() };
+        let wanted = roles(spec).into_iter();
+        let roles = wanted.map(|role| Ok((role, search.role(role)?))).collect::<Result<_>>()?;
+        let found = search.found;
         // Files of tied models may hold a copy of the embedding under the head's name.
-        let copied_head = (spec.head == Head::Tied).then_some(names.head);
-        let unknown = checkpoint
-            .names()
-            .find(|&name| !found.contains(name) && !names.ignores(name) && Some(name) != copied_head);
-        match unknown {
-            None => Ok(Weights { spec: spec.clone(), tensors }),
+        let copied_heads = if spec.head == Head::Tied { names.of(spec, Role::Head, 0) } else { Vec::new() };
+        let known = |name: &str| {
+            found.contains(name)
+                || (names.ignores)(spec, name)
+                || copied_heads.iter().any(|head| head == name)
+        };
+        match checkpoint.names().find(|name| !known(name)) {
+            None => Ok(Weights { spec: spec.clone(), roles }),
             Some(name) => Err(Error::Checkpoint(format!(
                 "tensor {name} has no place in a {} decoder of {} layers with this config",
                 spec.family,
@@ -62,46 +46,31 @@ impl Weights {
         }
     }
 
-    /// The rectangle of a role's tensor that a rank holds; [`Role::Head`] is the embedding where they are tied.
-    /// Biases of row-cut weights ([`LayerRole::OutputBias`], [`LayerRole::DownBias`]) are whole on every rank and
-    /// added by rank 0 alone.
+    /// What of a role a rank holds; [`Role::Head`] is the embedding where they are tied. Biases of row-cut weights
+    /// ([`LayerRole::OutputBias`], [`super::names::MlpRole::DownBias`]) are whole on every rank and added by rank 0 alone.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the spec does not divide among the ranks, [`Error::Bug`] for a role that the spec does
     /// not have.
     pub fn part(&self, role: Role, shard: Shard) -> Result<TensorPart> {
         let stored = if role == Role::Head && self.spec.head == Head::Tied { Role::Embedding } else { role };
-        let tensor = self
-            .tensors
+        let whole = self
+            .roles
             .get(&stored)
             .ok_or_else(|| Error::Bug(format!("a {} decoder has no {role:?}", self.spec.family)))?;
-        let part = Partition::new(&self.spec, shard)?;
-        let head_dim = self.spec.attention.head_dim;
-        let by_head = |heads: Range<usize>| heads.start * head_dim..heads.end * head_dim;
-        let mut rows = 0..tensor.shape.first().copied().unwrap_or(1);
-        let mut columns = 0..tensor.shape.get(1).copied().unwrap_or(1);
-        match role.cut() {
-            Cut::Whole => {}
-            Cut::VocabRows => rows = part.vocab,
-            Cut::HeadRows => rows = by_head(part.heads),
-            Cut::KvHeadRows => rows = by_head(part.kv_heads),
-            Cut::HeadColumns => columns = by_head(part.heads),
-            Cut::NeuronRows => rows = part.neurons,
-            Cut::NeuronColumns => columns = part.neurons,
-        }
-        Ok(TensorPart { tensor: tensor.clone(), rows, columns })
+        part_of_rank(whole, stored, &self.spec, shard)
     }
 
-    /// Bytes of all tensors as stored.
+    /// Bytes of all tensors as stored, but for what has no role.
     pub fn bytes(&self) -> u64 {
-        self.tensors.values().map(|tensor| (tensor.n_elements() * tensor.dtype.size_bytes()) as u64).sum()
+        let bytes = |part: &TensorPart| (part.n_elements() * part.tensor.dtype.size_bytes()) as u64;
+        self.roles.values().map(bytes).sum()
     }
 
     /// The dtype of the linear weights, by the first layer's query; norms may be stored in another.
     pub fn dtype(&self) -> DType {
-        let query =
-            self.tensors.get(&Role::Layer(0, LayerRole::Query)).or(self.tensors.get(&Role::Embedding));
-        query.map_or(DType::F32, |tensor| tensor.dtype)
+        let query = self.roles.get(&Role::Layer(0, LayerRole::Query)).or(self.roles.get(&Role::Embedding));
+        query.map_or(DType::F32, |part| part.tensor.dtype)
     }
 
     /// The spec that they were checked against.
@@ -110,14 +79,84 @@ impl Weights {
     }
 }
 
-/// A role's tensor under the first of its names that the checkpoint has.
-fn find(checkpoint: &Checkpoint, names: &Names, role: Role) -> Result<(String, StoredTensor)> {
-    for name in names.of(role) {
-        if let Some(tensor) = checkpoint.tensor(&name)? {
-            return Ok((name, tensor));
+/// What a rank holds of a role.
+///
+/// # Errors
+/// [`Error::Invalid`] when the spec does not divide among the ranks.
+pub(super) fn part_of_rank(
+    whole: &TensorPart,
+    role: Role,
+    spec: &DecoderSpec,
+    shard: Shard,
+) -> Result<TensorPart> {
+    let part = Partition::new(spec, shard)?;
+    let (n_rows, n_columns) = (whole.rows.len(), whole.columns.len());
+    let (n_heads, n_kv_heads) = (spec.attention.heads(), spec.attention.kv_heads());
+    // `n` numbers belong to `all` heads in order.
+    let of_heads = |n: usize, heads: Range<usize>, all: usize| {
+        let each = n / all.max(1);
+        heads.start * each..heads.end * each
+    };
+    let (mut rows, mut columns) = (0..n_rows, 0..n_columns);
+    match role.cut(spec) {
+        Cut::Whole => {}
+        Cut::VocabRows => rows = part.vocab,
+        Cut::HeadRows => rows = of_heads(n_rows, part.heads, n_heads),
+        Cut::KvHeadRows => rows = of_heads(n_rows, part.kv_heads, n_kv_heads),
+        Cut::HeadColumns => columns = of_heads(n_columns, part.heads, n_heads),
+        Cut::NeuronRows => rows = part.neurons(n_rows)?,
+        Cut::NeuronColumns => columns = part.neurons(n_columns)?,
+    }
+    Ok(whole.cut(rows, columns))
+}
+
+/// Roles to be found in a checkpoint.
+struct Search<'a> {
+    checkpoint: &'a Checkpoint,
+    spec: &'a DecoderSpec,
+    names: &'a Names,
+    /// Names of the tensors that have a role.
+    found: BTreeSet<String>,
+}
+
+impl Search<'_> {
+    /// Where a role lies, checked against its shape.
+    fn role(&mut self, role: Role) -> Result<TensorPart> {
+        let place = (self.names.place)(self.spec, role);
+        let shape = role.shape(self.spec);
+        let stored = place.stored_shape(&shape);
+        let tensor = match place.stack() {
+            Stack::One | Stack::OfExperts(_) => self.tensor(role, 0, &stored)?,
+            Stack::ByHead => {
+                let n = shape.first().copied().unwrap_or(0);
+                let rows: Vec<StoredTensor> =
+                    (0..n).map(|head| self.tensor(role, head, &stored)).collect::<Result<_>>()?;
+                StoredTensor::stacked(&rows, shape.clone())?
+            }
+        };
+        let view = place.view(&shape, role.is_norm_per_head(self.spec), role.expert())?;
+        Ok(TensorPart::view(tensor, view))
+    }
+
+    /// The tensor under the first of a role's names that the checkpoint has.
+    fn tensor(&mut self, role: Role, head: usize, expected: &[usize]) -> Result<StoredTensor> {
+        let names = self.names.of(self.spec, role, head);
+        for name in &names {
+            let Some(tensor) = self.checkpoint.tensor(name)? else { continue };
+            if tensor.shape != expected {
+                let shape = tensor.shape;
+                return Err(Error::Checkpoint(format!(
+                    "tensor {name} has the shape {shape:?}, expected {expected:?}"
+                )));
+            }
+            self.found.insert(name.clone());
+            return Ok(tensor);
+        }
+        match names.first() {
+            Some(usual) => Err(Error::Checkpoint(format!("tensor {usual} is missing"))),
+            None => Err(Error::Bug(format!("a {} checkpoint has no place for {role:?}", self.spec.family))),
         }
     }
-    Err(Error::Checkpoint(format!("tensor {} is missing", names.first(role))))
 }
 
 #[cfg(test)]

@@ -312,13 +312,18 @@ pub fn locate(source: &ModelSource) -> Result<Located> {
 fn read_model(folder: &Path, config: &ShardConfig) -> Result<Resolved> {
     let mut model = families::resolve(&families::read_config(folder)?)?;
     if let Some(RopeOverride { kind, factor }) = config.rope {
-        let Positions::Rope(rope) = &mut model.spec.positions;
+        let Positions::Rope(ropes) = &mut model.spec.positions else {
+            let text = format!("a {} decoder has no rotary embedding to scale", model.spec.family);
+            return Err(Error::Unsupported(text));
+        };
         let factor = f64::from(factor);
         let original = u32::try_from(model.spec.max_positions).unwrap_or(u32::MAX);
-        rope.scaling = match kind {
-            RopeScalingKind::Linear => RopeScaling::Linear { factor },
-            RopeScalingKind::Dynamic => RopeScaling::Dynamic { factor, original },
-        };
+        for rope in ropes {
+            rope.scaling = match kind {
+                RopeScalingKind::Linear => RopeScaling::Linear { factor },
+                RopeScalingKind::Dynamic => RopeScaling::Dynamic { factor, original },
+            };
+        }
         model.spec.max_positions = (f64::from(original) * factor).min(f64::from(u32::MAX)) as usize;
         model.spec.check()?;
     }
@@ -342,10 +347,10 @@ fn end_of_text_ids(folder: &Path, of_tokenizer: Option<u32>) -> Result<Arc<[u32]
 
 /// The folder's tokenizer; beside random weights, one that is made where the folder has none.
 fn tokenizer(format: LoadFormat, folder: &Path, vocab: usize) -> Result<Tokenizer> {
-    if format == LoadFormat::Auto || folder.join("tokenizer.json").exists() {
+    if format == LoadFormat::Auto || Tokenizer::is_in(folder) {
         return Tokenizer::load(folder);
     }
-    tracing::info!("the model has no tokenizer.json: one is made, as the weights are");
+    tracing::info!("the model has no tokenizer: one is made, as the weights are");
     let named = |key| named_ids(folder, "config.json", key);
     let n_ids = u32::try_from(vocab).unwrap_or(u32::MAX);
     Tokenizer::generated(n_ids, named("bos_token_id")?.first().copied(), &named("eos_token_id")?)

@@ -1,6 +1,7 @@
 //! Rope, store and attention.
 
 use super::*;
+use crate::backend::{KvRows, Scores, Turn};
 
 pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
     for (kv_heads, ratio, head_dim) in [(1, 1, 8), (2, 3, 10), (2, 2, 64), (1, 8, 128)] {
@@ -14,10 +15,11 @@ pub fn rope_store_rotates_and_stores<B: Probe>(backend: &B) {
             let before = numbers(tokens.len() * width, 1);
             let mut qkv = backend.tensor(tokens.len() + 2, width).unwrap();
             backend.fill(&mut qkv, &before);
-            let mut kv = backend.kv(ragged.n_slots, kv_width).unwrap();
+            let mut kv = backend.kv(ragged.n_slots, KvRows::KeysValues { width: kv_width }).unwrap();
             let poison = vec![f32::NAN; ragged.n_slots * kv_width];
             backend.fill_kv(&mut kv, &poison, &poison);
-            backend.rope_store(heads, &step, &mut qkv, &mut kv).unwrap();
+            let turn = Turn { norms: None, rope: Some(0), log_n: None };
+            backend.rope_store(heads, &turn, &step, &mut qkv, &mut kv).unwrap();
 
             let after = rotated(&before, &tokens, heads);
             let what = format!("{heads:?}, stored from {store_from}");
@@ -76,19 +78,76 @@ fn rotated(qkv: &[f32], tokens: &[(usize, u32)], heads: Heads) -> Vec<f64> {
     out
 }
 
+/// What is computed: which heads, and how their scores are made.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    heads: Heads,
+    mask: Mask,
+    scale: f32,
+    softcap: Option<f32>,
+    /// ALiBi's.
+    slopes: bool,
+    sinks: bool,
+}
+
+impl Case {
+    fn plain(heads: Heads, mask: Mask) -> Case {
+        let scale = 1.0 / (heads.head_dim as f32).sqrt();
+        Case { heads, mask, scale, softcap: None, slopes: false, sinks: false }
+    }
+
+    fn slope(&self, head: usize) -> f32 {
+        if self.slopes { (-8.0 * (head + 1) as f32 / self.heads.heads as f32).exp2() } else { 0.0 }
+    }
+
+    /// Some far below a head's scores, some far above.
+    fn sink(&self, head: usize) -> f32 {
+        if self.sinks { [-3.0, 0.5, 2.0, 9.0][head % 4] } else { f32::NEG_INFINITY }
+    }
+
+    fn visible(&self, position: u32) -> std::ops::Range<u32> {
+        match self.mask {
+            Mask::Causal => 0..position + 1,
+            Mask::Window { window } => (position + 1).saturating_sub(window)..position + 1,
+        }
+    }
+
+    /// Attention of one token's heads over the slots that it sees, its own last.
+    fn reference(&self, query: &[f32], slots: &[u32], keys: &[f32], values: &[f32]) -> Vec<f64> {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let mut out = vec![0f64; query.len()];
+        for head in 0..heads {
+            let at = |slot: u32| (slot as usize * kv_heads + head / (heads / kv_heads)) * head_dim;
+            let score = |(&slot, ahead): (&u32, usize)| {
+                let products = (0..head_dim)
+                    .map(|i| f64::from(query[head * head_dim + i]) * f64::from(keys[at(slot) + i]));
+                let scaled = products.sum::<f64>() * f64::from(self.scale);
+                let capped =
+                    self.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
+                (capped - f64::from(self.slope(head)) * ahead as f64).exp()
+            };
+            let weights: Vec<f64> = slots.iter().zip((0..slots.len()).rev()).map(score).collect();
+            let sum: f64 = weights.iter().sum::<f64>() + f64::from(self.sink(head)).exp();
+            for (weight, &slot) in weights.iter().zip(slots) {
+                for i in 0..head_dim {
+                    out[head * head_dim + i] += weight / sum * f64::from(values[at(slot) + i]);
+                }
+            }
+        }
+        out
+    }
+}
+
 /// Runs attention over random keys and values, with poison in every slot that no row may see.
-fn check_attend<B: Probe>(backend: &B, heads: Heads, mask: Mask, rows: &[(u32, u32)]) {
+fn check_attend<B: Probe>(backend: &B, case: Case, rows: &[(u32, u32)]) {
+    let heads = case.heads;
     let ragged = Ragged::new(rows);
     let step = ragged.begin(backend, heads);
     let tokens = ragged.tokens();
     let kv_width = heads.kv_width();
-    let visible = |position: u32| match mask {
-        Mask::Causal => 0..position + 1,
-        Mask::Window { window } => (position + 1).saturating_sub(window)..position + 1,
-    };
     let mut seen = vec![false; ragged.n_slots];
     for &(row, position) in &tokens {
-        visible(position).for_each(|p| seen[ragged.slots[row][p as usize] as usize] = true);
+        case.visible(position).for_each(|p| seen[ragged.slots[row][p as usize] as usize] = true);
     }
     let poisoned = |seed| {
         let mut numbers = numbers(ragged.n_slots * kv_width, seed);
@@ -99,56 +158,35 @@ fn check_attend<B: Probe>(backend: &B, heads: Heads, mask: Mask, rows: &[(u32, u
     let (keys, values) = (poisoned(1), poisoned(2));
     let mut queries = numbers(tokens.len() * heads.qkv_width(), 3);
     queries.iter_mut().for_each(|number| *number *= 4.0);
-    let mut kv = backend.kv(ragged.n_slots, kv_width).unwrap();
+    let mut kv = backend.kv(ragged.n_slots, KvRows::KeysValues { width: kv_width }).unwrap();
     backend.fill_kv(&mut kv, &keys, &values);
     let mut qkv = backend.tensor(tokens.len() + 2, heads.qkv_width()).unwrap();
     backend.fill(&mut qkv, &queries);
     let mut out = backend.tensor(tokens.len() + 2, heads.query_width()).unwrap();
     backend.fill(&mut out, &[]);
-    backend.attend(heads, mask, &step, &qkv, &kv, &mut out).unwrap();
+    let vector =
+        |of: &dyn Fn(usize) -> f32| backend.vector(&(0..heads.heads).map(of).collect::<Vec<f32>>()).unwrap();
+    let slopes = case.slopes.then(|| vector(&|head| case.slope(head)));
+    let sinks = case.sinks.then(|| vector(&|head| case.sink(head)));
+    let Case { scale, softcap, mask, .. } = case;
+    let scores = Scores { scale, softcap, mask, slopes: slopes.as_ref(), sinks: sinks.as_ref() };
+    backend.attend(heads, &scores, &step, &qkv, &kv, &mut out).unwrap();
 
     let mut expected = Vec::new();
     for (token, &(row, position)) in tokens.iter().enumerate() {
-        let slots: Vec<u32> = visible(position).map(|p| ragged.slots[row][p as usize]).collect();
+        let slots: Vec<u32> = case.visible(position).map(|p| ragged.slots[row][p as usize]).collect();
         let query = &queries[token * heads.qkv_width()..][..heads.query_width()];
-        expected.extend(reference(query, heads, &slots, &keys, &values));
+        expected.extend(case.reference(query, &slots, &keys, &values));
     }
-    assert_close(
-        &backend.read(&out),
-        &expected,
-        4.0 * B::TOLERANCE,
-        &format!("{heads:?}, {mask:?}, {rows:?}"),
-    );
-}
-
-/// Attention of one token's heads over the slots that it sees.
-fn reference(query: &[f32], heads: Heads, slots: &[u32], keys: &[f32], values: &[f32]) -> Vec<f64> {
-    let Heads { heads: n_heads, kv_heads, head_dim } = heads;
-    let mut out = vec![0f64; query.len()];
-    for head in 0..n_heads {
-        let at = |slot: u32| (slot as usize * kv_heads + head / (n_heads / kv_heads)) * head_dim;
-        let score = |&slot: &u32| {
-            let products =
-                (0..head_dim).map(|i| f64::from(query[head * head_dim + i]) * f64::from(keys[at(slot) + i]));
-            (products.sum::<f64>() / (head_dim as f64).sqrt()).exp()
-        };
-        let weights: Vec<f64> = slots.iter().map(score).collect();
-        let sum: f64 = weights.iter().sum();
-        for (weight, &slot) in weights.iter().zip(slots) {
-            for i in 0..head_dim {
-                out[head * head_dim + i] += weight / sum * f64::from(values[at(slot) + i]);
-            }
-        }
-    }
-    out
+    assert_close(&backend.read(&out), &expected, 4.0 * B::TOLERANCE, &format!("{case:?}, {rows:?}"));
 }
 
 pub fn attend_over_every_length<B: Probe>(backend: &B) {
     let heads = Heads { heads: 2, kv_heads: 1, head_dim: 16 };
     for len in 1..=70 {
         for mask in MASKS {
-            check_attend(backend, heads, mask, &[(len - 1, 1)]);
-            check_attend(backend, heads, mask, &[(0, len)]);
+            check_attend(backend, Case::plain(heads, mask), &[(len - 1, 1)]);
+            check_attend(backend, Case::plain(heads, mask), &[(0, len)]);
         }
     }
 }
@@ -158,7 +196,7 @@ pub fn attend_over_every_shape<B: Probe>(backend: &B) {
         for (kv_heads, ratio) in [(1, 1), (3, 1), (2, 2), (1, 4), (2, 4), (1, 7)] {
             let heads = Heads { heads: kv_heads * ratio, kv_heads, head_dim };
             for mask in MASKS {
-                check_attend(backend, heads, mask, &[(20, 1), (0, 9), (66, 3)]);
+                check_attend(backend, Case::plain(heads, mask), &[(20, 1), (0, 9), (66, 3)]);
             }
         }
     }
@@ -175,7 +213,39 @@ pub fn attend_over_ragged_rows<B: Probe>(backend: &B) {
     ];
     for mix in mixes {
         for mask in MASKS {
-            check_attend(backend, heads, mask, mix);
+            check_attend(backend, Case::plain(heads, mask), mix);
+        }
+    }
+}
+
+/// Softcaps, slopes, sinks and another scale, alone and together, over widths with kernels of their own and without.
+pub fn attend_by_every_score<B: Probe>(backend: &B) {
+    let rows = [(20, 1), (0, 9), (66, 30), (100, 1), (0, 1)];
+    for head_dim in [10, 16, 64, 80, 128, 160, 256] {
+        for (kv_heads, ratio) in [(2, 1), (1, 6), (2, 3)] {
+            let heads = Heads { heads: kv_heads * ratio, kv_heads, head_dim };
+            for mask in [Mask::Causal, Mask::Window { window: 7 }] {
+                for (softcap, slopes, sinks) in [
+                    (Some(2.0), false, false),
+                    (None, true, false),
+                    (None, false, true),
+                    (Some(50.0), true, true),
+                ] {
+                    let case = Case { softcap, slopes, sinks, scale: 0.15, ..Case::plain(heads, mask) };
+                    check_attend(backend, case, &rows);
+                }
+            }
+        }
+    }
+}
+
+/// More query heads than a kernel takes at once on one KV head: StarCoder, Falcon 7B.
+pub fn attend_with_one_kv_head<B: Probe>(backend: &B) {
+    for (heads, head_dim) in [(48, 128), (71, 64), (129, 16), (22, 256)] {
+        let heads = Heads { heads, kv_heads: 1, head_dim };
+        for sinks in [false, true] {
+            let case = Case { sinks, ..Case::plain(heads, Mask::Causal) };
+            check_attend(backend, case, &[(20, 1), (0, 9), (66, 3), (150, 1)]);
         }
     }
 }

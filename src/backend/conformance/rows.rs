@@ -14,11 +14,11 @@ pub fn embed_takes_the_ranks_rows_only<B: Probe>(backend: &B) {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for (width, rows) in [(1, 0..50), (12, 0..50), (33, 0..25), (16, 25..50), (16, 50..50)] {
             let table = numbers(VOCAB * width, 1);
-            let part = TensorPart { rows: rows.clone(), ..stored(dtype, &[VOCAB, width], &table) };
-            let table_weight = backend.weight(&[linear_part(part, None)]).unwrap();
+            let part = stored(dtype, &[VOCAB, width], &table).cut_rows(rows.clone());
+            let table_weight = backend.weight(&[linear_part(part, None)], 1.0).unwrap();
             let mut out = backend.tensor(n + PADDING, width).unwrap();
             backend.fill(&mut out, &[]);
-            backend.embed(&table_weight, &step, &mut out).unwrap();
+            backend.embed(&table_weight, 1.0, &step, &mut out).unwrap();
             let number = |token: u32, column: usize| match rows.contains(&(token as usize)) {
                 true => rounded(dtype, table[token as usize * width + column]),
                 false => 0.0,
@@ -45,7 +45,7 @@ pub fn norm_has_unit_mean_square<B: Probe>(backend: &B) {
                 let eps = 1e-5;
                 let weights = numbers(width, 1);
                 let weight = stored(dtype, &[width], &weights);
-                let norm = backend.norm_weight(Norm::Rms { eps }, &weight).unwrap();
+                let norm = backend.norm_weight(Norm::Rms { eps }, &weight, None).unwrap();
                 let mut values = numbers(rows * width, 2);
                 values[0] = 8192.0; // An outlier in the first row; nothing at all in the last.
                 values[(rows - 1) * width..].fill(0.0);
@@ -81,7 +81,7 @@ pub fn linear_is_a_matrix_product<B: Probe>(backend: &B) {
                         Some(stored(dtype, &[outputs - cut], &b[cut..])),
                     ),
                 ];
-                let weight = backend.weight(&parts).unwrap();
+                let weight = backend.weight(&parts, 1.0).unwrap();
                 let values = numbers(rows * inputs, seed + 200);
                 let mut x = backend.tensor(rows + PADDING, inputs).unwrap();
                 let mut out = backend.tensor(rows + PADDING, outputs).unwrap();
@@ -109,12 +109,8 @@ pub fn linear_reads_a_rectangle_of_what_is_stored<B: Probe>(backend: &B) {
     let w = numbers(stored_rows * stored_columns, 1);
     for (rows, columns) in [(0..40, 0..50), (3..20, 0..50), (0..40, 25..50), (39..40, 7..8), (11..30, 3..44)]
     {
-        let part = TensorPart {
-            rows: rows.clone(),
-            columns: columns.clone(),
-            ..stored(DType::BF16, &[stored_rows, stored_columns], &w)
-        };
-        let weight = backend.weight(&[linear_part(part, None)]).unwrap();
+        let part = stored(DType::BF16, &[stored_rows, stored_columns], &w).cut(rows.clone(), columns.clone());
+        let weight = backend.weight(&[linear_part(part, None)], 1.0).unwrap();
         for n in [1, 6] {
             let values = numbers(n * columns.len(), 2);
             let mut x = backend.tensor(n, columns.len()).unwrap();
@@ -157,7 +153,7 @@ fn layer<B: Probe>(
         terms.map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>() + f64::from(b[output])
     };
     let products = (0..rows).flat_map(|row| (0..outputs).map(move |output| (row, output))).map(product);
-    (backend.weight(&[part]).unwrap(), x, products.collect())
+    (backend.weight(&[part], 1.0).unwrap(), x, products.collect())
 }
 
 const SHAPES: [(usize, usize, usize); 6] =

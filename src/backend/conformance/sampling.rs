@@ -49,9 +49,9 @@ pub fn greedy_rows_are_independent<B: Probe>(backend: &B) {
 /// The tokens of the step, as an embedding of one column shows them.
 fn tokens<B: Probe>(backend: &B, step: &B::Step, n: usize) -> Vec<f32> {
     let ids: Vec<f32> = (0..VOCAB).map(|id| id as f32).collect();
-    let table = backend.weight(&[linear_part(stored(DType::F32, &[VOCAB, 1], &ids), None)]).unwrap();
+    let table = backend.weight(&[linear_part(stored(DType::F32, &[VOCAB, 1], &ids), None)], 1.0).unwrap();
     let mut out = backend.tensor(n, 1).unwrap();
-    backend.embed(&table, step, &mut out).unwrap();
+    backend.embed(&table, 1.0, step, &mut out).unwrap();
     backend.read(&out)
 }
 

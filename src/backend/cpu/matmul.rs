@@ -111,7 +111,7 @@ impl Product<'_> {
     /// Writes one output.
     #[inline(always)]
     fn put(&self, token: usize, column: usize, sum: f32) {
-        let sum = self.weight.bias.get(column).map_or(sum, |bias| sum + bias);
+        let sum = self.weight.output(column, sum);
         debug_assert!(token < self.tokens && column < self.weight.rows());
         // SAFETY: `matmul` checked that `out` holds `tokens` rows of `rows` numbers and keeps it borrowed; this
         // element belongs to one task, which is one thread.
@@ -269,7 +269,7 @@ impl Kernel for Task<'_> {
     }
 }
 
-/// `out = x · weightᵀ + bias`, for `x` of `[tokens, in]` and `out` of `[tokens, out]`.
+/// `out = scale · (x · weightᵀ + bias)`, for `x` of `[tokens, in]` and `out` of `[tokens, out]`.
 pub fn matmul(weight: &Weight, x: &[f32], out: &mut [f32]) -> Result<()> {
     if weight.columns() == 0 || weight.rows() == 0 || x.is_empty() {
         return Ok(());

@@ -18,7 +18,7 @@ fn stored(dtype: DType, shape: [usize; 2], numbers: &[f32]) -> StoredTensor {
 
 fn part(dtype: DType, shape: [usize; 2], numbers: &[f32]) -> LinearPart {
     let tensor = stored(dtype, shape, numbers);
-    LinearPart { weight: TensorPart { tensor, rows: 0..shape[0], columns: 0..shape[1] }, bias: None }
+    LinearPart { weight: TensorPart::whole(tensor), bias: None }
 }
 
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -41,7 +41,7 @@ proptest! {
             part(dtype, [split, columns], &all[..split * columns]),
             part(DType::F32, [rows - split, columns], &all[split * columns..]),
         ];
-        let weight = Weight::new(&parts).unwrap();
+        let weight = Weight::new(&parts, 1.0).unwrap();
         let x = numbers(tokens * columns, seed ^ 7);
         let mut together = vec![0.0; tokens * rows];
         matmul(&weight, &x, &mut together).unwrap();
@@ -62,7 +62,8 @@ proptest! {
 #[test]
 fn large_products_on_all_cores_agree_with_small_ones() {
     let (tokens, rows, columns) = (130, 100, 200);
-    let weight = Weight::new(&[part(DType::BF16, [rows, columns], &numbers(rows * columns, 1))]).unwrap();
+    let weight =
+        Weight::new(&[part(DType::BF16, [rows, columns], &numbers(rows * columns, 1))], 1.0).unwrap();
     let x = numbers(tokens * columns, 2);
     let mut together = vec![0.0; tokens * rows];
     matmul(&weight, &x, &mut together).unwrap();

@@ -3,15 +3,18 @@
 //! A row's numbers do not depend on what else is in the step: every sum has an order that follows from the row's
 //! own position and width. So a request alone, batched, chunked or with a cached prefix gives the same bits.
 
+mod activation;
 mod attend;
 mod collective;
 mod embed;
-mod gate;
+mod experts;
 mod lanes;
+mod linear_heads;
 mod logprobs;
 mod matmul;
 mod norm;
 mod rope_store;
+mod route;
 mod sample;
 mod step;
 pub mod stored;
@@ -26,13 +29,15 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::step::{Sampled, StepInput, StepOutput};
-use super::{Backend, Heads, LinearPart, LogitRows, StepShape, Tuned};
+use super::{Backend, ExpertParts, Heads, KvRows, LinearPart, LogitRows, Scores, StepShape, Tuned, Turn};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
-use crate::model::spec::{Activation, DecoderSpec, Mask, Mlp, Norm, Positions};
+use crate::model::spec::{Activation, DecoderSpec, Experts, LatentAttention, Logits, Mask, Norm};
 use crate::model::weights::TensorPart;
 
 pub use collective::Member;
+pub use experts::ExpertsWeight;
+pub use linear_heads::HeadWeight;
 pub use norm::NormWeight;
 pub use rope_store::Kv;
 pub use step::Step;
@@ -100,6 +105,10 @@ impl Backend for Cpu {
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
+    type HeadWeight = HeadWeight;
+    type Experts = ExpertsWeight;
+    type ExpertsRoom = ();
+    type Vector = Vec<f32>;
     type Kv = Kv;
     type Step = Step;
     type Graph = Infallible;
@@ -122,14 +131,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn supports(&self, spec: &DecoderSpec) -> Result<()> {
-        // Exhaustive, so that a new variant is a decision here.
-        let (Norm::Rms { .. }, Positions::Rope(_), Mlp::Gated { activation: Activation::Silu, .. }) =
-            (spec.norm, &spec.positions, spec.mlp);
-        if !spec.attention.head_dim.is_multiple_of(2) {
-            let text = format!("a rotary embedding needs an even head_dim, not {}", spec.attention.head_dim);
-            return Err(Error::Unsupported(text));
-        }
+    /// Every variant of a spec has its arm in every op that it concerns.
+    fn supports(&self, _spec: &DecoderSpec) -> Result<()> {
         Ok(())
     }
 
@@ -145,16 +148,42 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
-        NormWeight::new(kind, weight)
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
+        NormWeight::new(kind, weight, bias)
     }
 
-    fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
-        Weight::new(parts)
+    fn weight(&self, parts: &[LinearPart], scale: f32) -> Result<Weight> {
+        Weight::new(parts, scale)
     }
 
-    fn kv(&self, n_slots: usize, width: usize) -> Result<Kv> {
-        Ok(Kv { keys: zeros(n_slots, width)?, values: zeros(n_slots, width)?, width })
+    fn normalised_weight(&self, part: &LinearPart, scale: f32) -> Result<Weight> {
+        Weight::normalised(part, scale)
+    }
+
+    fn head_weight(&self, heads: &[TensorPart]) -> Result<HeadWeight> {
+        HeadWeight::new(heads)
+    }
+
+    fn experts_weight(&self, spec: &Experts, _hidden: usize, parts: &ExpertParts) -> Result<ExpertsWeight> {
+        ExpertsWeight::new(spec, parts)
+    }
+
+    /// Taken as it is needed: how much an expert needs depends on who chooses it.
+    fn experts_room(&self, _spec: &Experts, _hidden: usize, _width: usize, _rows: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn vector(&self, numbers: &[f32]) -> Result<Vec<f32>> {
+        Ok(numbers.to_vec())
+    }
+
+    fn stored_vector(&self, part: &TensorPart) -> Result<Vec<f32>> {
+        stored::vector(part)
+    }
+
+    fn kv(&self, n_slots: usize, rows: KvRows) -> Result<Kv> {
+        let (width, of_values) = Kv::widths(rows);
+        Ok(Kv { keys: zeros(n_slots, width)?, values: zeros(n_slots, of_values)?, width })
     }
 
     fn step(&self, shape: StepShape) -> Result<Step> {
@@ -195,13 +224,30 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn embed(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
-        embed::embed(table, step, out);
+    fn embed(&self, table: &Weight, multiplier: f32, step: &Step, out: &mut Tensor) -> Result<()> {
+        embed::embed(table, multiplier, step, out);
+        Ok(())
+    }
+
+    fn add_positions(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
+        embed::add_positions(table, step, out);
         Ok(())
     }
 
     fn norm(&self, norm: &NormWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
         norm.norm(rows, x, out);
+        Ok(())
+    }
+
+    fn norm_add(&self, norm: &NormWeight, rows: usize, x: &Tensor, residual: &mut Tensor) -> Result<()> {
+        norm.norm_add(rows, x, residual);
+        Ok(())
+    }
+
+    fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
+        self.all_reduce(rows, x)?;
+        let sums = residual.rows_mut(rows).iter_mut().zip(x.rows(rows));
+        sums.for_each(|(residual, x)| *residual += multiplier * x);
         Ok(())
     }
 
@@ -218,10 +264,7 @@ impl Backend for Cpu {
         residual: &mut Tensor,
     ) -> Result<()> {
         self.linear(weight, rows, x, branch)?;
-        self.all_reduce(rows, branch)?;
-        let sums = residual.rows_mut(rows).iter_mut().zip(branch.rows(rows));
-        sums.for_each(|(residual, branch)| *residual += branch);
-        Ok(())
+        self.reduce_add(1.0, rows, branch, residual)
     }
 
     fn linear_gate(
@@ -234,25 +277,87 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) -> Result<()> {
         self.linear(weight, rows, x, gate_up)?;
-        gate::gate(activation, rows, gate_up, out);
+        activation::gate(activation, rows, gate_up, out);
         Ok(())
     }
 
-    fn rope_store(&self, heads: Heads, step: &Step, qkv: &mut Tensor, kv: &mut Kv) -> Result<()> {
-        rope_store::rope_store(heads, step, qkv, kv);
+    fn linear_activate(
+        &self,
+        weight: &Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.linear(weight, rows, x, out)?;
+        activation::activate(activation, rows, out);
+        Ok(())
+    }
+
+    fn linear_heads(&self, weight: &HeadWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        weight.apply(rows, x, out)
+    }
+
+    fn experts(
+        &self,
+        experts: &ExpertsWeight,
+        rows: usize,
+        x: &Tensor,
+        _room: &mut (),
+        out: &mut Tensor,
+    ) -> Result<()> {
+        experts.apply(rows, x, out)
+    }
+
+    fn rope_store(
+        &self,
+        heads: Heads,
+        turn: &Turn<'_, Cpu>,
+        step: &Step,
+        qkv: &mut Tensor,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        rope_store::rope_store(heads, turn, step, qkv, kv);
         Ok(())
     }
 
     fn attend(
         &self,
         heads: Heads,
-        mask: Mask,
+        scores: &Scores<'_, Cpu>,
         step: &Step,
         qkv: &Tensor,
         kv: &Kv,
         out: &mut Tensor,
     ) -> Result<()> {
-        attend::attend(heads, mask, step, qkv, kv, out);
+        attend::attend(heads, scores, step, qkv, kv, out);
+        Ok(())
+    }
+
+    fn store_latent(
+        &self,
+        attention: &LatentAttention,
+        norm: &NormWeight,
+        step: &Step,
+        queries: &Tensor,
+        absorbed: &mut Tensor,
+        latents: &Tensor,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        rope_store::store_latent(attention, norm, step, queries, absorbed, latents, kv);
+        Ok(())
+    }
+
+    fn attend_latent(
+        &self,
+        attention: &LatentAttention,
+        mask: Mask,
+        step: &Step,
+        absorbed: &Tensor,
+        kv: &Kv,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        attend::attend_latent(attention, mask, step, absorbed, kv, out);
         Ok(())
     }
 
@@ -266,6 +371,16 @@ impl Backend for Cpu {
 
     fn all_reduce(&self, rows: usize, x: &mut Tensor) -> Result<()> {
         self.peers.all_reduce(x.rows_mut(rows))
+    }
+
+    fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Tensor) -> Result<()> {
+        for logit in logits.rows_mut(rows) {
+            *logit *= warp.multiplier;
+            if let Some(cap) = warp.softcap {
+                *logit = cap * (*logit / cap).tanh();
+            }
+        }
+        Ok(())
     }
 
     fn gather(&self, rows: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {

@@ -18,10 +18,8 @@ pub struct Step {
     pub store: Vec<Option<u32>>,
     /// `[tokens]` the request.
     lane_of: Vec<Lane>,
-    /// `[tokens, head_dim / 2]`.
-    cos: Vec<f32>,
-    /// `[tokens, head_dim / 2]`.
-    sin: Vec<f32>,
+    /// Of each rotary embedding.
+    angles: Vec<Angles>,
     /// `[targets]` token whose logits predict the target.
     target_tokens: Vec<u32>,
     /// `[targets]` ids.
@@ -32,6 +30,15 @@ pub struct Step {
     pub target_logprobs: Vec<f32>,
     /// `[sampled rows]`; on rank 0.
     pub sampled: Vec<Sampled>,
+}
+
+/// Cosines and sines of the tokens under one rotary embedding.
+#[derive(Default)]
+struct Angles {
+    /// `[tokens, width / 2]`.
+    cos: Vec<f32>,
+    /// `[tokens, width / 2]`.
+    sin: Vec<f32>,
 }
 
 /// One row of logits to choose from.
@@ -53,8 +60,7 @@ impl Step {
             positions: Vec::with_capacity(shape.max_tokens),
             store: Vec::with_capacity(shape.max_tokens),
             lane_of: Vec::with_capacity(shape.max_tokens),
-            cos: Vec::new(),
-            sin: Vec::new(),
+            angles: shape.frequencies.iter().map(|_| Angles::default()).collect(),
             target_tokens: Vec::new(),
             targets: Vec::new(),
             sampled_tokens: Vec::with_capacity(shape.n_lanes),
@@ -87,12 +93,13 @@ impl Step {
                 self.positions.push(position);
                 self.store.push(stored.then(|| lane.slots[position as usize]));
                 self.lane_of.push(row.lane);
-                let length = lane.prompt_len.max(position + 1);
-                let (inverse, amplitude) = self.shape.frequencies.for_length(length);
-                for inverse in inverse.iter() {
-                    let (sin, cos) = (position as f32 * inverse).sin_cos();
-                    self.cos.push(cos * amplitude);
-                    self.sin.push(sin * amplitude);
+                for (angles, frequencies) in self.angles.iter_mut().zip(&self.shape.frequencies) {
+                    let (inverse, amplitude) = frequencies.for_position(lane.prompt_len, position);
+                    for inverse in inverse.iter() {
+                        let (sin, cos) = (position as f32 * inverse).sin_cos();
+                        angles.cos.push(cos * amplitude);
+                        angles.sin.push(sin * amplitude);
+                    }
                 }
             }
             self.target_tokens.extend(first..first + row.n_targets);
@@ -108,8 +115,10 @@ impl Step {
         self.positions.clear();
         self.store.clear();
         self.lane_of.clear();
-        self.cos.clear();
-        self.sin.clear();
+        for angles in &mut self.angles {
+            angles.cos.clear();
+            angles.sin.clear();
+        }
         self.target_tokens.clear();
         self.targets.clear();
         self.sampled_tokens.clear();
@@ -117,11 +126,12 @@ impl Step {
         self.sampled.clear();
     }
 
-    /// Cosines and sines of a token, `[head_dim / 2]` each.
-    pub fn angles(&self, token: usize) -> (&[f32], &[f32]) {
-        let half = self.cos.len() / self.tokens.len();
+    /// Cosines and sines of a token under one of the rotary embeddings, `[width / 2]` each.
+    pub fn angles(&self, rope: usize, token: usize) -> (&[f32], &[f32]) {
+        let Angles { cos, sin } = &self.angles[rope];
+        let half = cos.len() / self.tokens.len();
         let range = token * half..(token + 1) * half;
-        (&self.cos[range.clone()], &self.sin[range])
+        (&cos[range.clone()], &sin[range])
     }
 
     /// The slot of each position of the token's lane.

@@ -1,27 +1,31 @@
 //! Weights as they are stored, and how they are widened.
 
-use super::sum::LANES;
+use super::sum::{LANES, dot};
 use crate::backend::LinearPart;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
+use crate::model::runs::Run;
 use crate::model::weights::TensorPart;
 
 /// A linear layer, or a table of rows: blocks of stored rows, one after the other.
 pub struct Weight {
+    /// Whole rows of each can be read where they lie.
     parts: Vec<TensorPart>,
     /// `[rows]`, or empty.
-    pub bias: Vec<f32>,
+    bias: Vec<f32>,
+    /// `[rows]` by which the products are divided, or empty.
+    lengths: Vec<f32>,
+    scale: f32,
     rows: usize,
     columns: usize,
 }
 
 impl Weight {
-    /// Refers to the stored parts; biases are widened.
-    pub fn new(parts: &[LinearPart]) -> Result<Weight> {
+    /// Refers to the stored parts, or to copies where whole rows do not lie together; biases are widened.
+    pub fn new(parts: &[LinearPart], scale: f32) -> Result<Weight> {
         let rows = parts.iter().map(|part| part.weight.rows.len()).sum();
         let columns = parts.first().map_or(0, |part| part.weight.columns.len());
         for LinearPart { weight, .. } in parts {
-            check(weight)?;
             if weight.columns.len() != columns {
                 let text = format!("parts of {columns} and {} columns in one layer", weight.columns.len());
                 return Err(Error::Checkpoint(text));
@@ -41,7 +45,20 @@ impl Weight {
                 bias.extend(part_bias);
             }
         }
-        Ok(Weight { parts: parts.iter().map(|part| part.weight.clone()).collect(), bias, rows, columns })
+        let parts = parts.iter().map(|part| readable(&part.weight)).collect::<Result<_>>()?;
+        Ok(Weight { parts, bias, lengths: Vec::new(), scale, rows, columns })
+    }
+
+    /// As [`Weight::new`], each row divided by its length, or by 1e−12 where that is smaller.
+    pub fn normalised(part: &LinearPart, scale: f32) -> Result<Weight> {
+        let mut weight = Weight::new(std::slice::from_ref(part), scale)?;
+        let mut row = vec![0.0; weight.columns];
+        let length = |number| {
+            weight.widen_row(number, &mut row);
+            dot(&row, &row).sqrt().max(1e-12)
+        };
+        weight.lengths = (0..weight.rows).map(length).collect();
+        Ok(weight)
     }
 
     /// Outputs.
@@ -56,7 +73,14 @@ impl Weight {
 
     /// The number of the first row in the whole tensor.
     pub fn first_row(&self) -> usize {
-        self.parts.first().map_or(0, |part| part.rows.start)
+        self.parts.first().and_then(|part| part.rows.runs().first()).map_or(0, |run| run.first)
+    }
+
+    /// What an output is, from the product of its row with the inputs.
+    #[inline(always)]
+    pub fn output(&self, row: usize, product: f32) -> f32 {
+        let product = self.lengths.get(row).map_or(product, |length| product / length);
+        self.scale * self.bias.get(row).map_or(product, |bias| product + bias)
     }
 
     /// Widens a row.
@@ -66,7 +90,7 @@ impl Weight {
         widen(rows.dtype, rows.get(0), out);
     }
 
-    /// The stored rows from `row` on, up to the end of the part that they lie in.
+    /// The stored rows from `row` on, up to the end of the run that they lie in.
     #[inline(always)]
     pub fn rows_from(&self, mut row: usize) -> StoredRows<'_> {
         for part in &self.parts {
@@ -97,14 +121,15 @@ pub struct StoredRows<'a> {
 impl<'a> StoredRows<'a> {
     fn new(part: &'a TensorPart, row: usize) -> StoredRows<'a> {
         let size = size_of_dtype(part.tensor.dtype);
-        let stride = stored_columns(part) * size;
-        let at = (part.rows.start + row) * stride + part.columns.start * size;
+        let run = part.rows.rest_from(row).unwrap_or(Run { first: 0, step: 0, count: 0 });
+        let first_column = part.columns.runs().first().map_or(0, |run| run.first);
+        let at = part.number(run.first, first_column) * size;
         StoredRows {
             dtype: part.tensor.dtype,
             bytes: part.tensor.bytes().get(at..).unwrap_or_default(),
-            stride,
+            stride: run.step * part.row_stride * size,
             width: part.columns.len() * size,
-            count: part.rows.len() - row,
+            count: run.count,
         }
     }
 
@@ -115,17 +140,26 @@ impl<'a> StoredRows<'a> {
     }
 }
 
-/// Widens a vector.
+/// Widens a vector, or a matrix row after row.
 pub fn vector(part: &TensorPart) -> Result<Vec<f32>> {
-    check(part)?;
-    let mut out = vec![0.0; part.rows.len() * part.columns.len()];
+    let part = readable(part)?;
+    let mut out = vec![0.0; part.n_elements()];
     if !part.columns.is_empty() {
-        let rows = StoredRows::new(part, 0);
         for (row, out) in out.chunks_exact_mut(part.columns.len()).enumerate() {
-            widen(rows.dtype, rows.get(row), out);
+            let rows = StoredRows::new(&part, row);
+            widen(rows.dtype, rows.get(0), out);
         }
     }
     Ok(out)
+}
+
+/// A part whose whole rows lie together: itself, or a copy. It is all there.
+fn readable(part: &TensorPart) -> Result<TensorPart> {
+    if part.tensor.random().is_some() {
+        return Err(Error::Bug("weights that the device is to make, on one that reads them".into()));
+    }
+    part.check()?;
+    if part.has_dense_rows() { Ok(part.clone()) } else { part.gathered() }
 }
 
 /// Bytes of a number.
@@ -134,30 +168,6 @@ pub fn size_of_dtype(dtype: DType) -> usize {
         DType::F32 => 4,
         DType::F16 | DType::BF16 => 2,
     }
-}
-
-fn stored_columns(part: &TensorPart) -> usize {
-    part.tensor.shape.get(1).copied().unwrap_or(1)
-}
-
-/// Whether the part lies within its tensor, and the tensor's bytes are all there.
-fn check(part: &TensorPart) -> Result<()> {
-    let shape = &part.tensor.shape;
-    let (rows, columns) = (shape.first().copied().unwrap_or(0), stored_columns(part));
-    let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(size_of_dtype(part.tensor.dtype)));
-    let inside = part.rows.start <= part.rows.end
-        && part.rows.end <= rows
-        && part.columns.start <= part.columns.end
-        && part.columns.end <= columns;
-    if shape.len() > 2 || !inside || bytes != Some(part.tensor.bytes().len()) {
-        return Err(Error::Checkpoint(format!(
-            "rows {:?} and columns {:?} of a tensor of shape {shape:?} in {} bytes",
-            part.rows,
-            part.columns,
-            part.tensor.bytes().len()
-        )));
-    }
-    Ok(())
 }
 
 /// How numbers are stored: eight of them are a chunk of `BYTES`. Bytes, since nothing aligns them.
@@ -249,9 +259,10 @@ mod tests {
     #[test]
     fn a_part_outside_its_tensor_is_refused() {
         let tensor = StoredTensor::from_bytes(DType::F32, vec![4, 3], vec![0; 48]).unwrap();
-        for (rows, columns) in [(0..5, 0..3), (0..4, 1..4), (0..4, 0..usize::MAX)] {
-            let weight = TensorPart { tensor: tensor.clone(), rows, columns };
-            assert!(matches!(Weight::new(&[LinearPart { weight, bias: None }]), Err(Error::Checkpoint(_))));
+        for (rows, columns) in [(0..5, 0..3), (0..4, 1..4)] {
+            let weight = TensorPart::rectangle(tensor.clone(), rows, columns);
+            let loaded = Weight::new(&[LinearPart { weight, bias: None }], 1.0);
+            assert!(matches!(loaded, Err(Error::Checkpoint(_))));
         }
     }
 }

@@ -27,16 +27,32 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     tree(lanes)
 }
 
+/// `Σ a[i]`.
+pub fn sum(a: &[f32]) -> f32 {
+    let (chunks, rest) = a.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += chunk[lane];
+        }
+    }
+    for (lane, a) in lanes.iter_mut().zip(rest) {
+        *lane += a;
+    }
+    tree(lanes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn dot_covers_every_length() {
+    fn sums_cover_every_length() {
         for n in 0..40 {
             let a: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
             let expected: f32 = (1..=n).map(|i| (i * i) as f32).sum();
             assert_eq!(dot(&a, &a), expected);
+            assert_eq!(sum(&a), (n * (n + 1) / 2) as f32);
         }
     }
 }

@@ -69,10 +69,11 @@ impl Probe for Cuda {
     }
 
     fn read_kv(&self, kv: &Kv) -> (Vec<f32>, Vec<f32>) {
-        let read = |buffer: &super::Buffer| {
-            let bits: Vec<u16> = self.read_back(kv.n_numbers, buffer.address());
+        let read = |buffer: &super::Buffer, n| {
+            let bits: Vec<u16> = self.read_back(n, buffer.address());
             bits.into_iter().map(|bits| self.widen(bits)).collect()
         };
-        (read(&kv.keys), read(&kv.values))
+        let [n_keys, n_values] = kv.n_numbers;
+        (read(&kv.keys, n_keys), read(&kv.values, n_values))
     }
 }

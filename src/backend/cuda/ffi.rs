@@ -11,10 +11,20 @@ use crate::backend::step::{Choice, SamplingParams};
 pub const KV_BF16: i32 = 0;
 pub const KV_F16: i32 = 1;
 pub const KV_SILU: i32 = 0;
+pub const KV_GELU_TANH: i32 = 1;
+pub const KV_GELU: i32 = 2;
+pub const KV_CLAMPED_SWIGLU: i32 = 3;
 pub const KV_STORE: i32 = 0;
 pub const KV_ADD: i32 = 1;
 pub const KV_GATE: i32 = 2;
+pub const KV_ACTIVATE: i32 = 3;
 pub const KV_MAX_TOP_N: usize = 100;
+pub const KV_GROWS_WITH_SEQUENCE: i32 = 0;
+pub const KV_GROWS_WITH_PROMPT: i32 = 1;
+pub const KV_MAX_ROTARIES: usize = 4;
+pub const KV_RMS: i32 = 0;
+pub const KV_RMS_ONE_PLUS: i32 = 1;
+pub const KV_LAYER: i32 = 2;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +33,7 @@ pub struct Scores {
     pub softcap: f32,
     pub window: i32,
     pub alibi: *const f32,
+    pub sinks: *const f32,
 }
 
 #[repr(C)]
@@ -120,6 +131,8 @@ pub struct Linear {
     pub inputs: i32,
     pub epilogue: i32,
     pub activation: i32,
+    pub scale: f32,
+    pub limit: f32,
     pub out_f32: i32,
     pub variant: i32,
     pub workspace: *mut c_void,
@@ -251,13 +264,30 @@ pub struct LaneBegin {
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub struct FrequenciesOf {
+pub struct Rotary {
     pub usual: *const f32,
     pub longer: *const f32,
-    pub original: u32,
-    pub amplitude: f32,
+    pub angles: *mut f32,
     pub base: f64,
     pub factor: f64,
+    pub original: u32,
+    pub growth: i32,
+    pub half: i32,
+    pub amplitude: f32,
+}
+
+impl Rotary {
+    pub const NONE: Rotary = Rotary {
+        usual: std::ptr::null(),
+        longer: std::ptr::null(),
+        angles: std::ptr::null_mut(),
+        base: 1.0,
+        factor: 1.0,
+        original: u32::MAX,
+        growth: KV_GROWS_WITH_SEQUENCE,
+        half: 0,
+        amplitude: 1.0,
+    };
 }
 
 #[repr(C)]
@@ -284,13 +314,13 @@ pub struct LayOut {
     pub prompt_lens: *const u32,
     pub slots: *const u32,
     pub slots_stride: i64,
-    pub frequencies: FrequenciesOf,
-    pub half: i32,
+    pub rotaries: [Rotary; KV_MAX_ROTARIES],
+    pub n_rotaries: i32,
     pub finished: *const u32,
     pub max_results: i32,
     pub tokens: *mut u32,
+    pub positions: *mut u32,
     pub stores: *mut i32,
-    pub angles: *mut f32,
     pub decode_rows: *mut DecodeRow,
     pub drafts: *mut Draft,
     pub sampled_tokens: *mut u32,
@@ -307,7 +337,7 @@ pub struct Finish {
 }
 
 #[repr(C)]
-pub struct CopyRows {
+pub struct TakeRows {
     pub table: *const c_void,
     pub table_stride: i64,
     pub wanted: *const u32,
@@ -317,6 +347,40 @@ pub struct CopyRows {
     pub out: *mut c_void,
     pub out_stride: i64,
     pub width: i32,
+    pub add: i32,
+    pub multiplier: f32,
+    pub dtype: i32,
+}
+
+#[repr(C)]
+pub struct AddRows {
+    pub x: *const c_void,
+    pub x_stride: i64,
+    pub out: *mut c_void,
+    pub out_stride: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub multiplier: f32,
+    pub dtype: i32,
+}
+
+#[repr(C)]
+pub struct WarpLogits {
+    pub logits: *mut f32,
+    pub stride: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub multiplier: f32,
+    pub softcap: f32,
+}
+
+#[repr(C)]
+pub struct NormaliseRows {
+    pub rows_of: *mut c_void,
+    pub stride: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub dtype: i32,
 }
 
 #[repr(C)]
@@ -324,12 +388,22 @@ pub struct NormRows {
     pub x: *const c_void,
     pub x_stride: i64,
     pub weight: *const c_void,
+    pub bias: *const c_void,
     pub out: *mut c_void,
     pub out_stride: i64,
     pub rows: i32,
     pub width: i32,
     pub eps: f32,
+    pub kind: i32,
+    pub add: i32,
     pub dtype: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorm {
+    pub weight: *const c_void,
+    pub head_stride: i32,
 }
 
 #[repr(C)]
@@ -337,6 +411,7 @@ pub struct RopeStore {
     pub qkv: *mut c_void,
     pub stride: i64,
     pub angles: *const f32,
+    pub positions: *const u32,
     pub stores: *const i32,
     pub keys: *mut c_void,
     pub values: *mut c_void,
@@ -344,6 +419,13 @@ pub struct RopeStore {
     pub heads: i32,
     pub kv_heads: i32,
     pub head_dim: i32,
+    pub rotary_dim: i32,
+    pub normed: i32,
+    pub query_norm: HeadNorm,
+    pub key_norm: HeadNorm,
+    pub kind: i32,
+    pub eps: f32,
+    pub log_n: u32,
     pub dtype: i32,
 }
 
@@ -353,6 +435,17 @@ pub struct Gate {
     pub stride: i64,
     pub out: *mut c_void,
     pub out_stride: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub activation: i32,
+    pub limit: f32,
+    pub dtype: i32,
+}
+
+#[repr(C)]
+pub struct Activate {
+    pub x: *mut c_void,
+    pub stride: i64,
     pub rows: i32,
     pub width: i32,
     pub activation: i32,
@@ -415,9 +508,9 @@ pub struct FillRandom {
     pub out_stride: i64,
     pub rows: i64,
     pub columns: i64,
-    pub first_row: i64,
-    pub first_column: i64,
-    pub all_columns: i64,
+    pub first: i64,
+    pub row_step: i64,
+    pub column_step: i64,
     pub stream: u64,
     pub reach: f32,
     pub dtype: i32,
@@ -440,7 +533,10 @@ unsafe extern "C" {
     pub fn kv_start_lanes(params: *const StartLanes, stream: CUstream) -> c_int;
     pub fn kv_lay_out(params: *const LayOut, stream: CUstream) -> c_int;
     pub fn kv_finish(params: *const Finish, stream: CUstream) -> c_int;
-    pub fn kv_copy_rows(params: *const CopyRows, stream: CUstream) -> c_int;
+    pub fn kv_take_rows(params: *const TakeRows, stream: CUstream) -> c_int;
+    pub fn kv_add_rows(params: *const AddRows, stream: CUstream) -> c_int;
+    pub fn kv_warp_logits(params: *const WarpLogits, stream: CUstream) -> c_int;
+    pub fn kv_normalise_rows(params: *const NormaliseRows, stream: CUstream) -> c_int;
     pub fn kv_norm(params: *const NormRows, stream: CUstream) -> c_int;
     pub fn kv_rope_store(params: *const RopeStore, stream: CUstream) -> c_int;
     pub fn kv_gate(params: *const Gate, stream: CUstream) -> c_int;
@@ -448,5 +544,6 @@ unsafe extern "C" {
     pub fn kv_load_collectives(n_ranks: i32, dtype: i32) -> c_int;
     pub fn kv_gather(params: *const Gather, stream: CUstream) -> c_int;
     pub fn kv_share_tokens(params: *const ShareTokens, stream: CUstream) -> c_int;
+    pub fn kv_activate(params: *const Activate, stream: CUstream) -> c_int;
     pub fn kv_fill_random(params: *const FillRandom, stream: CUstream) -> c_int;
 }

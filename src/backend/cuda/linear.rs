@@ -41,7 +41,7 @@ pub struct Linear {
 struct Key {
     outputs: usize,
     inputs: usize,
-    /// 0 stored, 1 logits, 2 added, 3 gated.
+    /// 0 stored, 1 logits, 2 added, 3 gated, 4 activated.
     product: u8,
     has_bias: bool,
 }
@@ -77,6 +77,7 @@ impl Call<'_> {
             Product::Logits => 1,
             Product::Added => 2,
             Product::Gated(_) => 3,
+            Product::Activated(_) => 4,
         };
         let Weight { outputs, stride, .. } = *self.weight;
         Key { outputs, inputs: stride, product, has_bias: self.weight.bias.is_some() }
@@ -185,6 +186,8 @@ impl Linear {
             inputs: weight.stride as i32,
             epilogue: epilogue(product),
             activation: activation_code(product),
+            scale: weight.scale,
+            limit: limit(product),
             out_f32: i32::from(out.numbers == Numbers::Single),
             variant,
             workspace: self.own_workspace.ptr(),
@@ -201,7 +204,7 @@ impl Linear {
             _ => (call.out, false),
         };
         let matmul = Matmul::new(self, call, out)?;
-        let (alpha, beta) = (1f32, if call.product == Product::Added { 1f32 } else { 0.0 });
+        let (alpha, beta) = (call.weight.scale, if call.product == Product::Added { 1f32 } else { 0.0 });
         // SAFETY: the descriptors describe the tensors; the workspace has as many bytes as is said.
         let status = unsafe {
             sys::cublasLtMatmul(
@@ -233,6 +236,8 @@ impl Linear {
         }
         if gated {
             self.gate(call, out)?;
+        } else if matches!(call.product, Product::Activated(_)) && !is_library_gelu(call.product) {
+            self.activate(call)?;
         }
         Ok(true)
     }
@@ -246,10 +251,24 @@ impl Linear {
             rows: call.rows as i32,
             width: call.out.width as i32,
             activation: activation_code(call.product),
+            limit: limit(call.product),
             dtype: super::dtype_code(self.dtype),
         };
         // SAFETY: the tensors are as large as the parameters say.
         launched("gate", unsafe { ffi::kv_gate(&params, self.device.stream()) })
+    }
+
+    fn activate(&self, call: &Call<'_>) -> Result<()> {
+        let params = ffi::Activate {
+            x: call.out.ptr(),
+            stride: call.out.stride as i64,
+            rows: call.rows as i32,
+            width: call.weight.outputs as i32,
+            activation: activation_code(call.product),
+            dtype: super::dtype_code(self.dtype),
+        };
+        // SAFETY: as above.
+        launched("activate", unsafe { ffi::kv_activate(&params, self.device.stream()) })
     }
 
     /// What the library thinks best for a product, best first.
@@ -334,12 +353,31 @@ fn epilogue(product: Product) -> i32 {
         Product::Stored | Product::Logits => ffi::KV_STORE,
         Product::Added => ffi::KV_ADD,
         Product::Gated(_) => ffi::KV_GATE,
+        Product::Activated(_) => ffi::KV_ACTIVATE,
     }
 }
 
-fn activation_code(product: Product) -> i32 {
+/// The non-linearity as the kernels know it; any where there is none.
+pub(super) fn activation_code(product: Product) -> i32 {
+    let (Product::Gated(activation) | Product::Activated(activation)) = product else { return ffi::KV_SILU };
+    match activation {
+        Activation::Silu => ffi::KV_SILU,
+        Activation::GeluTanh => ffi::KV_GELU_TANH,
+        Activation::Gelu => ffi::KV_GELU,
+        Activation::ClampedSwiglu { .. } => ffi::KV_CLAMPED_SWIGLU,
+    }
+}
+
+/// Whether the library takes the non-linearity with the product: it has the tanh form.
+fn is_library_gelu(product: Product) -> bool {
+    product == Product::Activated(Activation::GeluTanh)
+}
+
+/// The bound of gates that have one.
+pub(super) fn limit(product: Product) -> f32 {
     match product {
-        Product::Gated(Activation::Silu) | Product::Stored | Product::Logits | Product::Added => ffi::KV_SILU,
+        Product::Gated(Activation::ClampedSwiglu { limit }) => limit,
+        _ => 0.0,
     }
 }
 
@@ -379,10 +417,19 @@ impl Matmul {
         };
         let transposed = 1i32;
         set(CUBLASLT_MATMUL_DESC_TRANSA, ptr::from_ref(&transposed).cast(), size_of::<i32>())?;
+        use sys::cublasLtEpilogue_t::{
+            CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_GELU,
+            CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        let epilogue = match (is_library_gelu(call.product), call.weight.bias.is_some()) {
+            (false, false) => CUBLASLT_EPILOGUE_DEFAULT,
+            (false, true) => CUBLASLT_EPILOGUE_BIAS,
+            (true, false) => CUBLASLT_EPILOGUE_GELU,
+            (true, true) => CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, ptr::from_ref(&epilogue).cast(), size_of::<i32>())?;
         if call.weight.bias.is_some() {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             let bias: *const c_void = call.weight.bias_ptr();
-            set(CUBLASLT_MATMUL_DESC_EPILOGUE, ptr::from_ref(&epilogue).cast(), size_of::<i32>())?;
             set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, ptr::from_ref(&bias).cast(), size_of::<*const c_void>())?;
         }
         Ok(matmul)

@@ -9,13 +9,19 @@
 #[cfg(test)]
 mod conformance;
 mod device;
+mod experts;
 mod ffi;
 mod graph;
 mod lanes;
+mod latent;
 mod linear;
 mod nccl;
+mod norm;
 mod peers;
 mod results;
+mod room;
+mod rotary;
+mod rows;
 mod step;
 mod tensor;
 mod tune;
@@ -26,20 +32,32 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::{bf16, f16};
+
 use super::step::{StepInput, StepOutput};
-use super::{Backend, Heads, LinearPart, LogitRows, Product, StepShape, Tuned};
+use super::{
+    Backend, ExpertParts, Heads, KvRows, LinearPart, LogitRows, Product, Scores, StepShape, Tuned, Turn,
+};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
-use crate::model::spec::{Activation, DecoderSpec, Mask, Mlp, Norm, Positions};
+use crate::model::spec::{
+    Activation, Attention, DecoderSpec, Experts, HeadAttention, LatentAttention, Logits, Mask, Mlp, Norm,
+    Positions,
+};
 use crate::model::weights::TensorPart;
 use device::{Buffer, Device, launched};
 use linear::{Call, Linear};
+use room::Room;
+use rows::Taken;
 use tensor::Numbers;
 use weight::Uploader;
 use world::Member;
 
 pub use device::{count, exit_now, probe, total_bytes};
+pub use experts::{ExpertsRoom, ExpertsWeight};
 pub use graph::Graph;
+pub use latent::HeadWeight;
+pub use norm::NormWeight;
 pub use step::Step;
 pub use tensor::Tensor;
 pub use weight::Weight;
@@ -55,20 +73,13 @@ pub struct Cuda {
     uploader: OnceCell<Uploader>,
 }
 
-/// A norm with its weight.
-pub struct NormWeight {
-    kind: Norm,
-    weight: Buffer,
-    width: usize,
-}
-
-/// Keys and values of one layer, `[slots, width]` each.
+/// Keys and values of one layer, `[slots, width]` each; or rows of latents, as keys without values.
 pub struct Kv {
     keys: Buffer,
     values: Buffer,
-    /// Numbers of either.
+    /// Numbers of each.
     #[cfg(test)]
-    n_numbers: usize,
+    n_numbers: [usize; 2],
 }
 
 impl Cuda {
@@ -117,6 +128,14 @@ impl Cuda {
         Ok(Tensor::new(self.device.alloc(n_bytes)?, rows, width, numbers))
     }
 
+    /// What a number becomes among activations.
+    fn rounded(&self, number: f32) -> f32 {
+        match self.dtype {
+            DType::F16 => f16::from_f32(number).to_f32(),
+            DType::BF16 | DType::F32 => bf16::from_f32(number).to_f32(),
+        }
+    }
+
     /// The GPU's name.
     pub fn name(&self) -> String {
         self.device.name()
@@ -125,11 +144,6 @@ impl Cuda {
     /// Bytes free, and bytes in all.
     pub fn memory(&self) -> Result<(u64, u64)> {
         self.device.memory()
-    }
-
-    fn copy_rows(&self, params: &ffi::CopyRows) -> Result<()> {
-        // SAFETY: wanted rows are inside their table, or become zeros; `out` has as many rows as are wanted.
-        launched("copy_rows", unsafe { ffi::kv_copy_rows(params, self.device.stream()) })
     }
 }
 
@@ -147,6 +161,10 @@ impl Backend for Cuda {
     type Tensor = Tensor;
     type Norm = NormWeight;
     type Weight = Weight;
+    type HeadWeight = HeadWeight;
+    type Experts = ExpertsWeight;
+    type ExpertsRoom = ExpertsRoom;
+    type Vector = Buffer;
     type Kv = Kv;
     type Step = Step;
     type Graph = Graph;
@@ -161,17 +179,35 @@ impl Backend for Cuda {
     }
 
     fn supports(&self, spec: &DecoderSpec) -> Result<()> {
+        let unsupported = |what: String| Err(Error::Unsupported(what));
         // Exhaustive, so that a new variant is a decision here.
-        let (Norm::Rms { .. }, Positions::Rope(_), Mlp::Gated { activation: Activation::Silu, .. }) =
-            (spec.norm, &spec.positions, spec.mlp);
-        let head_dim = spec.attention.head_dim;
-        if !head_dim.is_multiple_of(2) || head_dim > 256 {
-            return Err(Error::Unsupported(format!(
-                "heads of {head_dim} numbers: the GPU's attention takes even widths up to 256"
-            )));
+        match spec.attention {
+            Attention::Heads(HeadAttention { head_dim, .. }) => {
+                if !head_dim.is_multiple_of(2) || head_dim > 256 {
+                    return unsupported(format!(
+                        "heads of {head_dim} numbers: the GPU's attention takes even widths up to 256"
+                    ));
+                }
+            }
+            Attention::Latent(attention) => latent::supports(&attention)?,
         }
-        if spec.hidden > 16_384 {
-            return Err(Error::Unsupported(format!("a hidden size of {}: at most 16384", spec.hidden)));
+        for layer in &spec.layers {
+            match layer.mlp {
+                Mlp::Gated { .. } | Mlp::Plain { .. } => {}
+                Mlp::Experts(of) => experts::supports(&of)?,
+            }
+        }
+        let widest = spec.hidden;
+        if widest > 16_384 {
+            return unsupported(format!("a hidden size of {widest}: at most 16384"));
+        }
+        if let Positions::Rope(ropes) = &spec.positions
+            && ropes.len() > ffi::KV_MAX_ROTARIES
+        {
+            let (n, most) = (ropes.len(), ffi::KV_MAX_ROTARIES);
+            return unsupported(format!(
+                "{n} rotary embeddings in one decoder: the GPU takes {most} at most"
+            ));
         }
         Ok(())
     }
@@ -191,23 +227,54 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn norm_weight(&self, kind: Norm, weight: &TensorPart) -> Result<NormWeight> {
-        Ok(NormWeight { kind, weight: self.uploader()?.vector(weight)?, width: weight.rows.len() })
+    fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
+        self.new_norm(kind, weight, bias)
     }
 
-    fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
-        self.uploader()?.weight(parts)
+    fn weight(&self, parts: &[LinearPart], scale: f32) -> Result<Weight> {
+        self.uploader()?.weight(parts, scale)
     }
 
-    fn kv(&self, n_slots: usize, width: usize) -> Result<Kv> {
-        let n_bytes = n_slots.checked_mul(width * 2);
-        let n_bytes = n_bytes.ok_or_else(|| Error::Exhausted(format!("{n_slots} slots exceed 64 bits")))?;
-        let (keys, values) = (self.device.alloc(n_bytes)?, self.device.alloc(n_bytes)?);
+    fn normalised_weight(&self, part: &LinearPart, scale: f32) -> Result<Weight> {
+        self.uploader()?.normalised_weight(part, scale)
+    }
+
+    fn head_weight(&self, heads: &[TensorPart]) -> Result<HeadWeight> {
+        self.new_head_weight(heads)
+    }
+
+    fn experts_weight(&self, spec: &Experts, hidden: usize, parts: &ExpertParts) -> Result<ExpertsWeight> {
+        self.new_experts(spec, hidden, parts)
+    }
+
+    fn experts_room(&self, spec: &Experts, hidden: usize, width: usize, rows: usize) -> Result<ExpertsRoom> {
+        self.new_experts_room(spec, hidden, width, rows)
+    }
+
+    fn vector(&self, numbers: &[f32]) -> Result<Buffer> {
+        self.uploader()?.singles(numbers)
+    }
+
+    fn stored_vector(&self, part: &TensorPart) -> Result<Buffer> {
+        self.vector(&weight::widened(part)?)
+    }
+
+    fn kv(&self, n_slots: usize, rows: KvRows) -> Result<Kv> {
+        let (width, values) = match rows {
+            KvRows::KeysValues { width } => (width, width),
+            KvRows::Latent { width } => (width, 0),
+        };
+        let room = |width: usize| {
+            let n_bytes = n_slots.checked_mul(width * 2);
+            let n_bytes =
+                n_bytes.ok_or_else(|| Error::Exhausted(format!("{n_slots} slots exceed 64 bits")))?;
+            self.device.alloc(n_bytes)
+        };
         Ok(Kv {
-            keys,
-            values,
+            keys: room(width)?,
+            values: room(values)?,
             #[cfg(test)]
-            n_numbers: n_slots * width,
+            n_numbers: [n_slots * width, n_slots * values],
         })
     }
 
@@ -264,35 +331,32 @@ impl Backend for Cuda {
         step.lay_out()
     }
 
-    fn embed(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
-        self.copy_rows(&ffi::CopyRows {
-            table: table.numbers.ptr(),
-            table_stride: table.stride as i64,
-            wanted: step.tokens(),
-            rows: step.n_tokens() as i32,
-            first: table.first_row as u32,
-            table_rows: table.outputs as u32,
-            out: out.ptr(),
-            out_stride: out.stride as i64,
-            width: table.inputs as i32,
-        })
+    fn embed(&self, table: &Weight, multiplier: f32, step: &Step, out: &mut Tensor) -> Result<()> {
+        let rows = Taken::of(table, step.tokens(), step.n_tokens());
+        // Gemma's published code rounds it to the dtype of the activations.
+        let multiplier = self.rounded(multiplier);
+        self.take_rows(&Taken { multiplier, ..rows }, out)
+    }
+
+    fn add_positions(&self, table: &Weight, step: &Step, out: &mut Tensor) -> Result<()> {
+        let rows = Taken::of(table, step.positions(), step.n_tokens());
+        self.take_rows(&Taken { add: true, ..rows }, out)
     }
 
     fn norm(&self, norm: &NormWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
-        let Norm::Rms { eps } = norm.kind;
-        let params = ffi::NormRows {
-            x: x.ptr(),
-            x_stride: x.stride as i64,
-            weight: norm.weight.ptr(),
-            out: out.ptr(),
-            out_stride: out.stride as i64,
-            rows: rows as i32,
-            width: norm.width as i32,
-            eps,
-            dtype: dtype_code(self.dtype),
-        };
-        // SAFETY: both tensors have so many rows of the norm's width.
-        launched("norm", unsafe { ffi::kv_norm(&params, self.device.stream()) })
+        self.run_norm(norm, rows, x, out, false)
+    }
+
+    fn norm_add(&self, norm: &NormWeight, rows: usize, x: &Tensor, residual: &mut Tensor) -> Result<()> {
+        self.run_norm(norm, rows, x, residual, true)
+    }
+
+    fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
+        if multiplier == 1.0 && !self.member.adds_first() {
+            return self.member.add_all(rows, x, residual);
+        }
+        self.member.all_reduce(rows, x)?;
+        self.add_rows(multiplier, rows, x, residual)
     }
 
     fn linear(&self, weight: &Weight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -336,11 +400,49 @@ impl Backend for Cuda {
         self.linear.run(&Call { weight, product, rows, x, out, scratch: Some(gate_up) })
     }
 
-    fn rope_store(&self, heads: Heads, step: &Step, qkv: &mut Tensor, kv: &mut Kv) -> Result<()> {
+    fn linear_activate(
+        &self,
+        weight: &Weight,
+        activation: Activation,
+        rows: usize,
+        x: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let product = Product::Activated(activation);
+        self.linear.run(&Call { weight, product, rows, x, out, scratch: None })
+    }
+
+    fn linear_heads(&self, weight: &HeadWeight, rows: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.run_linear_heads(weight, rows, x, out)
+    }
+
+    fn experts(
+        &self,
+        experts: &ExpertsWeight,
+        rows: usize,
+        x: &Tensor,
+        room: &mut ExpertsRoom,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.run_experts(experts, rows, x, room, out)
+    }
+
+    fn rope_store(
+        &self,
+        heads: Heads,
+        turn: &Turn<'_, Cuda>,
+        step: &Step,
+        qkv: &mut Tensor,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        let (angles, half) = turn.rope.map_or(Ok((std::ptr::null(), 0)), |rope| step.angles(rope))?;
+        let (kind, eps) = turn.norms.map_or((ffi::KV_RMS, 0.0), |(query, _)| norm::kind_code(query.kind));
+        let no_norm = ffi::HeadNorm { weight: std::ptr::null(), head_stride: 0 };
         let params = ffi::RopeStore {
             qkv: qkv.ptr(),
             stride: qkv.stride as i64,
-            angles: step.angles(),
+            angles,
+            positions: step.positions(),
             stores: step.stores(),
             keys: kv.keys.ptr(),
             values: kv.values.ptr(),
@@ -348,6 +450,13 @@ impl Backend for Cuda {
             heads: heads.heads as i32,
             kv_heads: heads.kv_heads as i32,
             head_dim: heads.head_dim as i32,
+            rotary_dim: 2 * half as i32,
+            normed: i32::from(turn.norms.is_some()),
+            query_norm: turn.norms.map_or(no_norm, |(query, _)| query.of_heads()),
+            key_norm: turn.norms.map_or(no_norm, |(_, key)| key.of_heads()),
+            kind,
+            eps,
+            log_n: turn.log_n.unwrap_or(0),
             dtype: dtype_code(self.dtype),
         };
         // SAFETY: the executor has checked the slots; `qkv` has a row for every token.
@@ -357,32 +466,51 @@ impl Backend for Cuda {
     fn attend(
         &self,
         _heads: Heads,
-        mask: Mask,
+        scores: &Scores<'_, Cuda>,
         step: &Step,
         qkv: &Tensor,
         kv: &Kv,
         out: &mut Tensor,
     ) -> Result<()> {
-        step.attend(mask, (qkv.ptr(), qkv.stride), kv, (out.ptr(), out.stride))
+        step.attend(scores, (qkv.ptr(), qkv.stride), kv, (out.ptr(), out.stride))
+    }
+
+    fn store_latent(
+        &self,
+        attention: &LatentAttention,
+        norm: &NormWeight,
+        step: &Step,
+        queries: &Tensor,
+        absorbed: &mut Tensor,
+        latents: &Tensor,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        self.run_store_latent(attention, norm, step, queries, absorbed, latents, kv)
+    }
+
+    fn attend_latent(
+        &self,
+        attention: &LatentAttention,
+        mask: Mask,
+        step: &Step,
+        absorbed: &Tensor,
+        kv: &Kv,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        step.attend_latent(attention, mask, absorbed, kv, out)
     }
 
     fn select(&self, wanted: &LogitRows, step: &Step, x: &Tensor, out: &mut Tensor) -> Result<()> {
-        let (tokens, rows) = step.logit_tokens(wanted);
-        self.copy_rows(&ffi::CopyRows {
-            table: x.ptr(),
-            table_stride: x.stride as i64,
-            wanted: tokens,
-            rows: rows as i32,
-            first: 0,
-            table_rows: step.n_tokens() as u32,
-            out: out.ptr(),
-            out_stride: out.stride as i64,
-            width: x.width as i32,
-        })
+        let (tokens, n) = step.logit_tokens(wanted);
+        self.take_rows(&Taken::of_tensor(x, step.n_tokens(), tokens, n), out)
     }
 
     fn all_reduce(&self, rows: usize, x: &mut Tensor) -> Result<()> {
         self.member.all_reduce(rows, x)
+    }
+
+    fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Tensor) -> Result<()> {
+        self.run_warp(warp, rows, logits)
     }
 
     fn gather(&self, rows: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -413,62 +541,5 @@ impl Backend for Cuda {
 
     fn links(&self) -> Option<String> {
         self.member.describe()
-    }
-}
-
-/// What a product is measured on.
-struct Room {
-    x: Tensor,
-    out: Tensor,
-    scratch: Option<Tensor>,
-}
-
-impl Room {
-    fn new(cuda: &Cuda, Tuned { weights, product, rows }: &Tuned<'_, Cuda>) -> Result<Room> {
-        let rows = rows.iter().copied().max().unwrap_or(0);
-        let (inputs, outputs) = weights.first().map_or((0, 0), |weight| (weight.inputs, weight.outputs));
-        let x = cuda.tensor(rows, inputs)?;
-        cuda.randomise(&x, rows)?;
-        let (out, scratch) = match product {
-            Product::Logits => (cuda.logits(rows, outputs)?, None),
-            Product::Gated(_) => (cuda.tensor(rows, outputs / 2)?, Some(cuda.tensor(rows, outputs)?)),
-            Product::Stored | Product::Added => (cuda.tensor(rows, outputs)?, None),
-        };
-        Ok(Room { x, out, scratch })
-    }
-
-    fn call<'a>(&'a self, tuned: &Tuned<'a, Cuda>, rows: usize) -> Option<Call<'a>> {
-        let (weight, product) = (*tuned.weights.first()?, tuned.product);
-        Some(Call { weight, product, rows, x: &self.x, out: &self.out, scratch: self.scratch.as_ref() })
-    }
-}
-
-impl Cuda {
-    /// A layer with the product that is really made of it; nothing where this rank makes none.
-    fn as_run<'a>(&self, Tuned { weights, product, rows }: &Tuned<'a, Cuda>) -> Option<Tuned<'a, Cuda>> {
-        let product = match product {
-            Product::Added if !self.member.adds_first() => Product::Stored,
-            other => *other,
-        };
-        let makes_some = weights.first().is_some_and(|weight| weight.outputs > 0);
-        makes_some.then(|| Tuned { weights: weights.clone(), product, rows: rows.clone() })
-    }
-
-    /// Fills a tensor's first rows with numbers of the scale of activations.
-    fn randomise(&self, tensor: &Tensor, rows: usize) -> Result<()> {
-        let params = ffi::FillRandom {
-            out: tensor.ptr(),
-            out_stride: tensor.stride as i64,
-            rows: rows as i64,
-            columns: tensor.width as i64,
-            first_row: 0,
-            first_column: 0,
-            all_columns: tensor.width as i64,
-            stream: 0,
-            reach: 1.0,
-            dtype: dtype_code(self.dtype),
-        };
-        // SAFETY: the tensor has so many rows.
-        launched("fill_random", unsafe { ffi::kv_fill_random(&params, self.device.stream()) })
     }
 }

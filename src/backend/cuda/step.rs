@@ -3,18 +3,21 @@
 //! A decode step whose members and order are those of the step before needs nothing from the host: the rows lie on the
 //! device, and the end of a step moves them on. Everything else is staged in pinned memory and copied in one piece.
 
+mod attend;
+
 use std::mem::{offset_of, size_of};
 
 use super::device::{Buffer, Device, Pinned, launched};
+use super::ffi;
 use super::lanes::Lanes;
+use super::latent::kv_attend_latent_workspace_bytes;
 use super::results::{N_TURNS, Results};
+use super::rotary::Rotary;
 use super::world::{LaneTokens, Member};
-use super::{Kv, dtype_code, ffi};
 use crate::backend::step::{Feed, StepInput, StepOutput};
 use crate::backend::{Heads, LogitRows, StepShape};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::DType;
-use crate::model::rope::Lengths;
 use crate::model::spec::Mask;
 
 /// Lanes, and the step under way.
@@ -28,7 +31,7 @@ pub struct Step {
     attention: Vec<(Mask, Buffer)>,
     attend_workspace: Buffer,
     sample_workspace: Buffer,
-    frequencies: Frequencies,
+    rotaries: Vec<Rotary>,
     results: Results,
     /// One for each turn.
     staging: [Pinned<u32>; N_TURNS],
@@ -76,8 +79,8 @@ struct Arrays {
     /// [`Head`], then what a mixed step stages.
     staged: Buffer,
     tokens: Buffer,
+    positions: Buffer,
     stores: Buffer,
-    angles: Buffer,
     /// Of decode steps.
     decode_rows: Buffer,
     drafts: Buffer,
@@ -96,35 +99,30 @@ struct Head {
 const HEAD_WORDS: usize = size_of::<Head>() / 4;
 const ROW_WORDS: usize = size_of::<ffi::StepRow>() / 4;
 
-struct Frequencies {
-    usual: Buffer,
-    longer: Option<Buffer>,
-    lengths: Lengths,
-    amplitude: f32,
-}
-
 impl Step {
     /// Sized for the largest step. Every rank makes its own at once.
     pub fn new(device: &Device, member: &Member, dtype: DType, shape: StepShape) -> Result<Step> {
         let StepShape { max_tokens, n_lanes, max_positions, vocab, heads, .. } = shape.clone();
         let words = |n: usize| device.alloc(n * 4);
-        let half = heads.head_dim / 2;
         let staged_words = staged_words(max_tokens, n_lanes);
-        let (usual, longer, amplitude, lengths) = shape.frequencies.parts();
-        let table = |numbers: &[f32]| -> Result<Buffer> {
-            let buffer = device.alloc(size_of_val(numbers))?;
-            device.upload(numbers, buffer.address())?;
-            // The numbers are in ordinary memory, which must outlive the copy.
-            device.synchronize()?;
-            Ok(buffer)
-        };
+        if shape.frequencies.len() > ffi::KV_MAX_ROTARIES {
+            let n = shape.frequencies.len();
+            return Err(Error::Unsupported(format!(
+                "{n} rotary embeddings in one decoder: the GPU takes {} at most",
+                ffi::KV_MAX_ROTARIES
+            )));
+        }
         let (rows, n_heads, kv_heads, width) =
             (n_lanes as i32, heads.heads as i32, heads.kv_heads as i32, heads.head_dim as i32);
         // SAFETY: questions about sizes.
         let (plan_words, attend_bytes, sample_bytes) = unsafe {
             (
                 ffi::kv_plan_decode_ints(rows),
-                ffi::kv_attend_decode_workspace_bytes(rows, n_heads, kv_heads, width),
+                if heads.head_dim > attend::MAX_HEAD_DIM {
+                    kv_attend_latent_workspace_bytes(rows, n_heads, width)
+                } else {
+                    ffi::kv_attend_decode_workspace_bytes(rows, n_heads, kv_heads, width)
+                },
                 ffi::kv_sample_workspace_bytes(rows, vocab as i32),
             )
         };
@@ -136,8 +134,8 @@ impl Step {
             arrays: Arrays {
                 staged: words(staged_words)?,
                 tokens: words(max_tokens)?,
+                positions: words(max_tokens)?,
                 stores: words(max_tokens)?,
-                angles: words(max_tokens * half * 2)?,
                 decode_rows: device.alloc(n_lanes * size_of::<ffi::DecodeRow>())?,
                 drafts: device.alloc(n_lanes * size_of::<ffi::Draft>())?,
                 sampled_tokens: words(n_lanes)?,
@@ -145,12 +143,11 @@ impl Step {
             attention: shape.masks.iter().map(plan).collect::<Result<_>>()?,
             attend_workspace: device.alloc(attend_bytes as usize)?,
             sample_workspace: device.alloc(sample_bytes as usize)?,
-            frequencies: Frequencies {
-                usual: table(usual)?,
-                longer: longer.map(table).transpose()?,
-                lengths,
-                amplitude,
-            },
+            rotaries: shape
+                .frequencies
+                .iter()
+                .map(|frequencies| Rotary::new(device, frequencies, max_tokens))
+                .collect::<Result<_>>()?,
             results: Results::new(device, n_lanes, max_tokens)?,
             staging: [device.pinned(staged_words)?, device.pinned(staged_words)?],
             resident: Vec::with_capacity(n_lanes),
@@ -304,13 +301,13 @@ impl Step {
             prompt_lens: self.lanes.prompt_lens.ptr(),
             slots: self.lanes.slots.ptr(),
             slots_stride: self.shape.max_positions as i64,
-            frequencies: self.frequencies.params(),
-            half: (self.shape.heads.head_dim / 2) as i32,
+            rotaries: std::array::from_fn(|i| self.rotaries.get(i).map_or(ffi::Rotary::NONE, Rotary::params)),
+            n_rotaries: self.rotaries.len() as i32,
             finished: self.results.finished(),
             max_results: self.shape.n_lanes as i32,
             tokens: self.arrays.tokens.ptr(),
+            positions: self.arrays.positions.ptr(),
             stores: self.arrays.stores.ptr(),
-            angles: self.arrays.angles.ptr(),
             decode_rows: self.arrays.decode_rows.ptr(),
             drafts: self.drafts(),
             sampled_tokens: self.sampled_tokens(),
@@ -318,23 +315,7 @@ impl Step {
         };
         // SAFETY: the arrays are sized for the largest step.
         launched("lay_out", unsafe { ffi::kv_lay_out(&params, self.device.stream()) })?;
-        let Some((rows, n_rows, max_rows)) = self.decode_rows() else { return Ok(()) };
-        let Heads { heads, kv_heads, head_dim } = self.shape.heads;
-        for (mask, plan) in &self.attention {
-            let params = ffi::PlanDecode {
-                rows,
-                n_rows,
-                max_rows: max_rows as i32,
-                window: window(*mask),
-                heads: heads as i32,
-                kv_heads: kv_heads as i32,
-                head_dim: head_dim as i32,
-                plan: plan.ptr(),
-            };
-            // SAFETY: as above.
-            launched("plan_decode", unsafe { ffi::kv_plan_decode(&params, self.device.stream()) })?;
-        }
-        Ok(())
+        self.plan_decode()
     }
 
     /// Rows of one token, where there are any: the rows, their number on the device, the most there can be.
@@ -388,9 +369,17 @@ impl Step {
         self.arrays.stores.ptr()
     }
 
-    /// Cosines and sines.
-    pub fn angles(&self) -> *const f32 {
-        self.arrays.angles.ptr()
+    /// Positions of the tokens.
+    pub fn positions(&self) -> *const u32 {
+        self.arrays.positions.ptr()
+    }
+
+    /// Cosines and sines of a rotary embedding, and the pairs that it turns.
+    pub fn angles(&self, rotary: usize) -> Result<(*const f32, usize)> {
+        let rotary = self.rotaries.get(rotary);
+        let rotary =
+            rotary.ok_or_else(|| Error::Bug("a rotary embedding that the step does not have".into()))?;
+        Ok((rotary.angles(), rotary.half()))
     }
 
     /// Tokens whose logits are wanted, and how many.
@@ -403,68 +392,6 @@ impl Step {
             }
             (LogitRows::Targets(_), Mode::Decode { .. }) => (self.sampled_tokens(), 0),
         }
-    }
-
-    /// Attention of every row.
-    pub fn attend(&self, mask: Mask, q: (*const u8, usize), kv: &Kv, out: (*mut u8, usize)) -> Result<()> {
-        let Heads { heads, kv_heads, head_dim } = self.shape.heads;
-        let cache = ffi::Cache {
-            keys: kv.keys.ptr(),
-            values: kv.values.ptr(),
-            slots: self.lanes.slots.ptr(),
-            slots_stride: self.shape.max_positions as i64,
-        };
-        let scores = ffi::Scores {
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            softcap: 0.0,
-            window: window(mask),
-            alibi: std::ptr::null(),
-        };
-        if let Mode::Mixed(Mixed { n_tiles, at, .. }) = self.mode
-            && n_tiles > 0
-        {
-            let params = ffi::AttendPrefill {
-                q: q.0.cast(),
-                q_stride: q.1 as i64,
-                out: out.0.cast(),
-                out_stride: out.1 as i64,
-                cache,
-                scores,
-                rows: self.staged(at.prefill_rows),
-                tiles: self.staged(at.tiles),
-                n_tiles: n_tiles as i32,
-                heads: heads as i32,
-                kv_heads: kv_heads as i32,
-                head_dim: head_dim as i32,
-                dtype: dtype_code(self.dtype),
-            };
-            // SAFETY: the executor has checked lanes, positions and slots; tensors hold the step's tokens.
-            launched("attend_prefill", unsafe { ffi::kv_attend_prefill(&params, self.device.stream()) })?;
-        }
-        let Some((rows, n_rows, max_rows)) = self.decode_rows() else { return Ok(()) };
-        let plan = self.attention.iter().find(|(planned, _)| *planned == mask);
-        let Some((_, plan)) = plan else {
-            return Err(Error::Bug(format!("no plan was made for {mask:?}")));
-        };
-        let params = ffi::AttendDecode {
-            q: q.0.cast(),
-            q_stride: q.1 as i64,
-            out: out.0.cast(),
-            out_stride: out.1 as i64,
-            cache,
-            scores,
-            rows,
-            n_rows,
-            max_rows: max_rows as i32,
-            heads: heads as i32,
-            kv_heads: kv_heads as i32,
-            head_dim: head_dim as i32,
-            plan: plan.ptr(),
-            workspace: self.attend_workspace.ptr(),
-            dtype: dtype_code(self.dtype),
-        };
-        // SAFETY: as above.
-        launched("attend_decode", unsafe { ffi::kv_attend_decode(&params, self.device.stream()) })
     }
 
     /// Chooses a token a row; `logits` has a stride.
@@ -541,24 +468,6 @@ impl Step {
     }
 }
 
-impl Frequencies {
-    fn params(&self) -> ffi::FrequenciesOf {
-        let (original, base, factor) = match self.lengths {
-            Lengths::Alike => (u32::MAX, 1.0, 1.0),
-            Lengths::Two { original } => (original, 1.0, 1.0),
-            Lengths::Each { original, base, factor } => (original, base, factor),
-        };
-        ffi::FrequenciesOf {
-            usual: self.usual.ptr(),
-            longer: self.longer.as_ref().map_or(std::ptr::null(), |longer| longer.ptr::<f32>()),
-            original,
-            amplitude: self.amplitude,
-            base,
-            factor,
-        }
-    }
-}
-
 /// Arrays put one after the other, each at a multiple of 16 bytes.
 struct Stage<'a> {
     words: &'a mut [u32],
@@ -580,11 +489,4 @@ impl Stage<'_> {
 /// row a sampled token, a draft, and what attention needs; tiles of at least one token.
 fn staged_words(max_tokens: usize, n_lanes: usize) -> usize {
     HEAD_WORDS + n_lanes * (ROW_WORDS + 1 + 4 + 4 + 4) + max_tokens * (4 + 2) + 64
-}
-
-fn window(mask: Mask) -> i32 {
-    match mask {
-        Mask::Causal => 0,
-        Mask::Window { window } => i32::try_from(window).unwrap_or(0),
-    }
 }

@@ -140,12 +140,15 @@ impl Linear {
             x: call.x.ptr(),
             x_stride: call.x.stride as i64,
             weight: call.weight.numbers.ptr(),
+            bias: std::ptr::null(),
             out: call.x.ptr(),
             out_stride: call.x.stride as i64,
             rows: call.rows as i32,
             width: call.x.width as i32,
             // The numbers keep their scale over any number of passes.
             eps: 1.0,
+            kind: ffi::KV_RMS,
+            add: 0,
             dtype: dtype_code(self.dtype),
         };
         // SAFETY: a block reads its row whole before it writes it, and a weight has a row of that width.

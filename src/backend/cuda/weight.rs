@@ -11,15 +11,17 @@ use super::tensor::padded;
 use super::{dtype_code, ffi};
 use crate::backend::LinearPart;
 use crate::error::{Error, Result};
-use crate::model::checkpoint::{DType, Random};
+use crate::model::checkpoint::{DType, Random, signed_unit};
 use crate::model::weights::TensorPart;
 
 /// A linear layer, or a table of rows.
 pub struct Weight {
     /// `[outputs, stride]`, zeros beyond the inputs.
     pub numbers: Buffer,
-    /// `[outputs]`.
+    /// `[outputs]`, multiplied by `scale`.
     pub bias: Option<Buffer>,
+    /// Multiplies products.
+    pub scale: f32,
     /// Rows.
     pub outputs: usize,
     /// Numbers of a row.
@@ -53,6 +55,8 @@ struct Staging {
 
 /// Numbers of a staging buffer.
 const STAGED_NUMBERS: usize = 32 << 20;
+/// Numbers that lie apart and are brought together before they are rounded.
+const GATHERED_NUMBERS: usize = 256;
 /// Numbers that one core stages at a time.
 const CHUNK_NUMBERS: usize = 1 << 19;
 
@@ -64,8 +68,8 @@ impl Uploader {
         Ok(Uploader { device: device.clone(), dtype, staging: RefCell::new(staging) })
     }
 
-    /// Blocks of rows, one below the other.
-    pub fn weight(&self, parts: &[LinearPart]) -> Result<Weight> {
+    /// Blocks of rows, one below the other; see [`crate::backend::Backend::weight`].
+    pub fn weight(&self, parts: &[LinearPart], scale: f32) -> Result<Weight> {
         let outputs = parts.iter().map(|part| part.weight.rows.len()).sum();
         let first = parts.first().ok_or_else(|| Error::Bug("a layer without parts".into()))?;
         let inputs = first.weight.columns.len();
@@ -85,11 +89,37 @@ impl Uploader {
                     let (n, outputs) = (of_part.rows.len(), weight.rows.len());
                     return Err(Error::Checkpoint(format!("a bias of {n} for {outputs} outputs")));
                 }
-                self.rows(of_part, bias, row, 1)?;
+                let scaled: Vec<u16> = widened(of_part)?.iter().map(|&x| self.round(scale * x)).collect();
+                self.stage(scaled.len(), bias, row, |range, out| out.copy_from_slice(&scaled[range]))?;
             }
             row += weight.rows.len();
         }
-        Ok(Weight { numbers, bias, outputs, inputs, stride, first_row: first.weight.rows.start })
+        let first_row = first.weight.rows.as_range().map_or(0, |rows| rows.start);
+        Ok(Weight { numbers, bias, scale, outputs, inputs, stride, first_row })
+    }
+
+    /// As [`Uploader::weight`] of one part, each row divided by its length.
+    pub fn normalised_weight(&self, part: &LinearPart, scale: f32) -> Result<Weight> {
+        let weight = self.weight(std::slice::from_ref(part), scale)?;
+        let params = ffi::NormaliseRows {
+            rows_of: weight.numbers.ptr(),
+            stride: weight.stride as i64,
+            rows: weight.outputs as i32,
+            width: weight.inputs as i32,
+            dtype: dtype_code(self.dtype),
+        };
+        // SAFETY: the weight has so many rows.
+        launched("normalise_rows", unsafe { ffi::kv_normalise_rows(&params, self.device.stream()) })?;
+        Ok(weight)
+    }
+
+    /// Numbers in f32.
+    pub fn singles(&self, numbers: &[f32]) -> Result<Buffer> {
+        let buffer = self.device.alloc(size_of_val(numbers))?;
+        self.device.upload(numbers, buffer.address())?;
+        // The numbers are in ordinary memory, which must outlive the copy.
+        self.device.synchronize()?;
+        Ok(buffer)
     }
 
     /// A vector.
@@ -113,36 +143,38 @@ impl Uploader {
     fn fill(&self, part: &TensorPart, random: Random, to: &Buffer, row: usize, stride: usize) -> Result<()> {
         let Random::Uniform { stream, reach } = random else {
             let Random::Constant(value) = random else { return Ok(()) };
-            let numbers = vec![self.round(value); part.rows.len() * part.columns.len()];
+            let numbers = vec![self.round(value); part.n_elements()];
             return self
                 .stage(numbers.len(), to, row * stride, |range, out| out.copy_from_slice(&numbers[range]));
         };
-        let params = ffi::FillRandom {
-            out: to.at(row * stride * 2),
-            out_stride: stride as i64,
-            rows: part.rows.len() as i64,
-            columns: part.columns.len() as i64,
-            first_row: part.rows.start as i64,
-            first_column: part.columns.start as i64,
-            all_columns: all_columns(part) as i64,
-            stream,
-            reach,
-            dtype: dtype_code(self.dtype),
-        };
-        // SAFETY: the buffer has the rows, `stride` apart.
-        launched("fill_random", unsafe { ffi::kv_fill_random(&params, self.device.stream()) })
+        let mut at_row = row;
+        for rows in part.rows.runs() {
+            let mut at_column = 0;
+            for columns in part.columns.runs() {
+                let params = ffi::FillRandom {
+                    out: to.at((at_row * stride + at_column) * 2),
+                    out_stride: stride as i64,
+                    rows: rows.count as i64,
+                    columns: columns.count as i64,
+                    first: part.number(rows.first, columns.first) as i64,
+                    row_step: (rows.step * part.row_stride) as i64,
+                    column_step: (columns.step * part.column_stride) as i64,
+                    stream,
+                    reach,
+                    dtype: dtype_code(self.dtype),
+                };
+                // SAFETY: the buffer has the rows, `stride` apart.
+                launched("fill_random", unsafe { ffi::kv_fill_random(&params, self.device.stream()) })?;
+                at_column += columns.count;
+            }
+            at_row += rows.count;
+        }
+        Ok(())
     }
 
     fn copy(&self, part: &TensorPart, to: &Buffer, row: usize, stride: usize) -> Result<()> {
-        let (width, stored) = (part.columns.len(), part.tensor.dtype);
-        let size = stored.size_bytes();
-        let from_stride = all_columns(part) * size;
-        let bytes = part.tensor.bytes();
-        let wanted = (part.rows.end - 1) * from_stride + part.columns.end * size;
-        if wanted > bytes.len() {
-            let text = format!("a tensor of {} bytes, of which {wanted} are wanted", bytes.len());
-            return Err(Error::Checkpoint(text));
-        }
+        part.check()?;
+        let width = part.columns.len();
         // Whole rows at a time, padded as they lie on the device.
         let rows_at_once = (STAGED_NUMBERS / stride).max(1);
         if stride > STAGED_NUMBERS {
@@ -151,10 +183,6 @@ impl Uploader {
         let dtype = self.dtype;
         for first in (0..part.rows.len()).step_by(rows_at_once) {
             let n_rows = rows_at_once.min(part.rows.len() - first);
-            let row_bytes = |row: usize| {
-                let at = (part.rows.start + first + row) * from_stride + part.columns.start * size;
-                &bytes[at..at + width * size]
-            };
             self.stage(n_rows * stride, to, (row + first) * stride, |range, out| {
                 let rows = range.start / stride..range.end.div_ceil(stride);
                 for row in rows {
@@ -164,11 +192,7 @@ impl Uploader {
                     let columns = begin - row * stride..(end - row * stride).min(width);
                     let out = &mut out[begin - range.start..end - range.start];
                     let (held, padding) = out.split_at_mut(columns.len().min(out.len()));
-                    let row_bytes = row_bytes(row);
-                    if !columns.is_empty() {
-                        let from = &row_bytes[columns.start * size..columns.end * size];
-                        round_all(stored, dtype, from, held);
-                    }
+                    round_columns(part, first + row, columns.start, dtype, held);
                     padding.fill(0);
                 }
             })?;
@@ -209,8 +233,52 @@ impl Uploader {
     }
 }
 
-fn all_columns(part: &TensorPart) -> usize {
-    part.tensor.shape.get(1).copied().unwrap_or(1)
+/// Numbers of a row from a column on, as stored, to numbers as computed with. The part lies within its tensor.
+fn round_columns(part: &TensorPart, row: usize, mut column: usize, dtype: DType, mut to: &mut [u16]) {
+    let (stored, bytes) = (part.tensor.dtype, part.tensor.bytes());
+    let size = stored.size_bytes();
+    let Some(at_row) = part.rows.rest_from(row) else { return };
+    while !to.is_empty()
+        && let Some(run) = part.columns.rest_from(column)
+    {
+        let at = |i: usize| part.number(at_row.first, run.first + i * run.step) * size;
+        let neighbours = run.step * part.column_stride == 1 || run.count == 1;
+        let n = run.count.min(to.len()).min(if neighbours { usize::MAX } else { GATHERED_NUMBERS });
+        let (held, rest) = to.split_at_mut(n);
+        if neighbours {
+            round_all(stored, dtype, &bytes[at(0)..][..n * size], held);
+        } else {
+            let mut gathered = [0u8; 4 * GATHERED_NUMBERS];
+            for (i, number) in gathered.chunks_exact_mut(size).take(n).enumerate() {
+                number.copy_from_slice(&bytes[at(i)..][..size]);
+            }
+            round_all(stored, dtype, &gathered[..n * size], held);
+        }
+        (column, to) = (column + n, rest);
+    }
+}
+
+/// The numbers of a part in f32, row after row.
+pub fn widened(part: &TensorPart) -> Result<Vec<f32>> {
+    part.check()?;
+    let places = || part.rows.iter().flat_map(|row| part.columns.iter().map(move |column| (row, column)));
+    let numbers = places().map(|(row, column)| part.number(row, column));
+    match part.tensor.random() {
+        None => {}
+        Some(Random::Constant(value)) => return Ok(vec![value; part.n_elements()]),
+        Some(Random::Uniform { stream, reach }) => {
+            let made = |number: usize| reach * signed_unit(stream.wrapping_add(number as u64));
+            return Ok(numbers.map(made).collect());
+        }
+    }
+    let (stored, bytes) = (part.tensor.dtype, part.tensor.bytes());
+    let size = stored.size_bytes();
+    let widen = |at: usize| match (stored, &bytes[at * size..][..size]) {
+        (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+        (_, number) => bf16::from_le_bytes([number[0], number[1]]).to_f32(),
+    };
+    Ok(numbers.map(widen).collect())
 }
 
 /// Numbers as stored to numbers as computed with.

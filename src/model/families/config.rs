@@ -30,6 +30,11 @@ impl<'a> Config<'a> {
         self.object.contains_key(key)
     }
 
+    /// Of two names of one key, the one that the file uses; the usual one where it uses neither.
+    pub(super) fn either<'k>(&self, usual: &'k str, other: &'k str) -> &'k str {
+        if self.get(usual).is_none() && self.get(other).is_some() { other } else { usual }
+    }
+
     /// A whole number from 1 to `most`.
     pub(super) fn count(&self, key: &str, most: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
@@ -79,10 +84,33 @@ impl<'a> Config<'a> {
         list.iter().map(in_range).collect::<Option<Vec<f64>>>().ok_or_else(wrong)
     }
 
+    /// A list of whole numbers from 0 to `most`.
+    pub(super) fn indices(&self, key: &str, most: usize) -> Result<Option<Vec<usize>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let index =
+            |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= most);
+        let list: Option<Vec<usize>> = value.as_array().and_then(|list| list.iter().map(index).collect());
+        let expected = format!("a list of whole numbers from 0 to {most}");
+        list.map(Some).ok_or_else(|| self.wrong(key, value, &expected))
+    }
+
     /// A truth value.
     pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false"))
+    }
+
+    /// Refuses a file in which a truth value differs from the only one that the family serves.
+    pub(super) fn only(&self, key: &str, served: bool) -> Result<()> {
+        match self.flag(key)? {
+            Some(value) if value != served => {
+                let path = &self.path;
+                Err(Error::Unsupported(format!(
+                    "the config's {path}{key} is {value}, which is not served in this family"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A string.
@@ -114,7 +142,7 @@ impl<'a> Config<'a> {
         Error::Checkpoint(format!("the config's {}{key} is {}, not {expected}", self.path, shown(value)))
     }
 
-    fn missing(&self, key: &str) -> Error {
+    pub(super) fn missing(&self, key: &str) -> Error {
         Error::Checkpoint(format!("the config has no {}{key}", self.path))
     }
 }

@@ -1,8 +1,9 @@
 //! InternLM v1 (`modeling_internlm.py`): LLaMA's shape with biases on all of attention.
 
 use super::config::Config;
-use super::llama::{self, Biases, DEFAULTS};
-use super::{Family, Reading};
+use super::llama::{self, CLASS};
+use super::positions::{MAX_BASE, MIN_BASE};
+use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
 use crate::model::spec::{Positions, RopeScaling};
 
@@ -11,9 +12,11 @@ pub(super) const INTERNLM: Family = Family {
     architectures: &["InternLMForCausalLM"],
     model_types: &["internlm"],
     read: |config| {
-        let attention = llama::bias(config.flag("bias")?.unwrap_or(true));
-        let biases = Biases { qkv: attention, out: attention, ..Biases::NONE };
-        let mut reading = llama::read("internlm", config, biases, &DEFAULTS)?;
+        let bias = shape::bias(config.flag("bias")?.unwrap_or(true));
+        let mut reading = llama::read("internlm", config, &CLASS, |attention| {
+            attention.qkv_bias = bias;
+            attention.out_bias = bias;
+        })?;
         read_rotary(config, &mut reading)?;
         Ok(reading)
     },
@@ -25,12 +28,12 @@ pub(super) const INTERNLM: Family = Family {
 fn read_rotary(config: &Config<'_>, reading: &mut Reading) -> Result<()> {
     let Some(rotary) = config.section("rotary")? else { return Ok(()) };
     let spec = &mut reading.spec;
-    let Positions::Rope(rope) = &mut spec.positions;
-    if rope.scaling != RopeScaling::Unscaled {
+    let Positions::Rope(ropes) = &mut spec.positions else { return Ok(()) };
+    if ropes.iter().any(|rope| rope.scaling != RopeScaling::Unscaled) {
         return Err(Error::Checkpoint("the config has both rotary and rope_scaling".to_owned()));
     }
-    if let Some(base) = rotary.number("base", 1.0 + 1e-6, 1e18)? {
-        rope.base = base;
+    if let Some(base) = rotary.number("base", MIN_BASE, MAX_BASE)? {
+        ropes.iter_mut().for_each(|rope| rope.base = base);
     }
     match rotary.text("type")?.unwrap_or("dynamic") {
         "origin" => Ok(()),
@@ -49,6 +52,7 @@ fn read_rotary(config: &Config<'_>, reading: &mut Reading) -> Result<()> {
 mod tests {
     use serde_json::{Value, json};
 
+    use crate::model::families::tests::heads;
     use crate::model::families::{Resolved, resolve};
     use crate::model::spec::{Bias, Positions, Rope, RopeScaling};
 
@@ -63,12 +67,13 @@ mod tests {
 
     #[test]
     fn attention_has_biases_unless_told_otherwise() {
-        let attention = resolved(json!({})).spec.attention;
+        let spec = resolved(json!({})).spec;
+        let attention = heads(&spec);
         assert_eq!(
             (attention.qkv_bias, attention.out_bias, attention.kv_heads),
             (Bias::Present, Bias::Present, 4)
         );
-        assert_eq!(resolved(json!({"bias": false})).spec.attention.out_bias, Bias::Absent);
+        assert_eq!(heads(&resolved(json!({"bias": false})).spec).out_bias, Bias::Absent);
     }
 
     #[test]
@@ -76,7 +81,7 @@ mod tests {
         let dynamic = resolved(json!({"rotary": {"base": 20000, "type": "dynamic"}}));
         assert_eq!(
             dynamic.spec.positions,
-            Positions::Rope(Rope { base: 2e4, scaling: RopeScaling::Unscaled })
+            Positions::Rope(vec![Rope { base: 2e4, width: 8, scaling: RopeScaling::Unscaled }])
         );
         assert_eq!(dynamic.spec.max_positions, 2048);
         assert!(dynamic.notes[0].contains("end at 2048 tokens"), "{:?}", dynamic.notes);

@@ -1,13 +1,15 @@
 //! LLaMA 1, 2, 3.x and Yi (`modeling_llama.py`; `modeling_yi.py` of Yi's first revision), and what the families of the
-//! same shape share.
+//! same keys share.
 
 use super::config::Config;
-use super::positions::rotary;
-use super::{Family, Reading};
+use super::positions::{Rotary, Wanted, rotary};
+use super::{Family, Reading, shape};
 use crate::error::{Error, Result};
-use crate::model::names::{LayerRole, Names};
+use crate::model::layout::Place;
+use crate::model::names::{LayerRole, MlpRole, Names, Role};
 use crate::model::spec::{
-    Activation, Attention, Bias, DecoderSpec, Head, Mask, Mlp, Norm, Positions, limits,
+    Activation, Attention, Bias, Block, DecoderSpec, Embedding, HeadAttention, Logits, Mlp, Norm, Positions,
+    limits,
 };
 
 /// LLaMA, and every model exported under its name.
@@ -15,10 +17,12 @@ pub(super) const LLAMA: Family = Family {
     architectures: &["LlamaForCausalLM", "LLaMAForCausalLM"],
     model_types: &["llama"],
     read: |config| {
-        let flag = |key| Ok::<Bias, Error>(bias(config.flag(key)?.unwrap_or(false)));
-        let attention = flag("attention_bias")?;
-        let biases = Biases { qkv: attention, out: attention, mlp: flag("mlp_bias")? };
-        read("llama", config, biases, &DEFAULTS)
+        let bias = |key| Ok::<Bias, Error>(shape::bias(config.flag(key)?.unwrap_or(false)));
+        let (attention_bias, mlp_bias) = (bias("attention_bias")?, bias("mlp_bias")?);
+        read("llama", config, &Class { mlp_bias, ..CLASS }, |attention| {
+            attention.qkv_bias = attention_bias;
+            attention.out_bias = attention_bias;
+        })
     },
 };
 
@@ -27,145 +31,187 @@ pub(super) const YI: Family = Family {
     architectures: &["YiForCausalLM"],
     model_types: &["Yi"],
     read: |config| {
-        let defaults = Defaults { kv_heads: Some(4), max_positions: 4096, rope_base: 5e6, eps: 1e-5 };
-        read("yi", config, Biases::NONE, &defaults)
+        let class = Class { kv_heads: Some(4), max_positions: 4096, rope_base: 5e6, eps: 1e-5, ..CLASS };
+        read("yi", config, &class, |_| ())
     },
 };
 
-/// What a file of `transformers`' `LlamaConfig` leaves unsaid.
-pub(super) const DEFAULTS: Defaults =
-    Defaults { kv_heads: None, max_positions: 2048, rope_base: 1e4, eps: 1e-6 };
-
-/// Values of absent keys, by the family's config class.
-pub(super) struct Defaults {
+/// What a family's config class says where its files are silent, and under which keys they speak.
+pub(super) struct Class {
+    /// `num_attention_heads`; `None` where every file states it.
+    pub(super) heads: Option<usize>,
+    /// `vocab_size`; `None` where every file states it.
+    pub(super) vocab: Option<usize>,
+    /// `head_dim`; `None` for the heads' share of the hidden size.
+    pub(super) head_dim: Option<usize>,
     /// `num_key_value_heads` where the key is absent; `None` for as many as query heads, which `null` means always.
     pub(super) kv_heads: Option<usize>,
     /// `max_position_embeddings`.
     pub(super) max_positions: usize,
     /// `rope_theta`.
     pub(super) rope_base: f64,
-    /// `rms_norm_eps`.
+    /// Reads rotary embeddings.
+    pub(super) rotary: fn(&Config<'_>, &Wanted) -> Result<Rotary>,
+    /// See [`Wanted::part`].
+    pub(super) rope_part: Option<f64>,
+    /// See [`Wanted::aliases`].
+    pub(super) rope_aliases: &'static [(&'static str, &'static str)],
+    /// The norm of blocks and output.
+    pub(super) norm: fn(f32) -> Norm,
+    /// Key of its eps.
+    pub(super) eps_key: &'static str,
+    /// Its eps.
     pub(super) eps: f64,
+    /// Key of the activation.
+    pub(super) activation_key: &'static str,
+    /// The activation's name.
+    pub(super) activation: &'static str,
+    /// The feed-forward part of `intermediate_size` neurons.
+    pub(super) mlp: fn(Activation, usize, Bias) -> Mlp,
+    /// Its biases.
+    pub(super) mlp_bias: Bias,
+    /// `tie_word_embeddings`.
+    pub(super) tied: bool,
 }
 
-/// Which linear layers have biases.
-pub(super) struct Biases {
-    pub(super) qkv: Bias,
-    pub(super) out: Bias,
-    pub(super) mlp: Bias,
-}
+/// `transformers`' `LlamaConfig`.
+pub(super) const CLASS: Class = Class {
+    heads: None,
+    vocab: None,
+    head_dim: None,
+    kv_heads: None,
+    max_positions: 2048,
+    rope_base: 1e4,
+    rotary,
+    rope_part: None,
+    rope_aliases: &[],
+    norm: shape::rms,
+    eps_key: "rms_norm_eps",
+    eps: 1e-6,
+    activation_key: "hidden_act",
+    activation: "silu",
+    mlp: |activation, width, bias| Mlp::Gated { activation, width, bias },
+    mlp_bias: Bias::Absent,
+    tied: false,
+};
 
-impl Biases {
-    /// None has.
-    pub(super) const NONE: Biases = Biases { qkv: Bias::Absent, out: Bias::Absent, mlp: Bias::Absent };
-}
-
-/// A bias that is there or not.
-pub(super) fn bias(present: bool) -> Bias {
-    if present { Bias::Present } else { Bias::Absent }
-}
-
-/// Reads a decoder of LLaMA's shape: pre-norm, rotary, gated MLP, every layer seeing the whole past.
+/// Reads a decoder of LLaMA's shape: pre-norm, rotary, every layer like the others and seeing the whole past.
 pub(super) fn read(
     family: &'static str,
     config: &Config<'_>,
-    biases: Biases,
-    defaults: &Defaults,
+    class: &Class,
+    adjust: impl FnOnce(&mut HeadAttention),
 ) -> Result<Reading> {
     let hidden = config.required_count("hidden_size", limits::HIDDEN)?;
-    let heads = config.required_count("num_attention_heads", limits::HEADS)?;
+    let stated = |key, most, default| match config.count(key, most)?.or(default) {
+        Some(count) => Ok(count),
+        None => Err(config.missing(key)),
+    };
+    let heads = stated("num_attention_heads", limits::HEADS, class.heads)?;
     let layers = config.required_count("num_hidden_layers", limits::LAYERS)?;
     let kv_heads = match config.count("num_key_value_heads", limits::HEADS)? {
         Some(kv_heads) => kv_heads,
         None if config.mentions("num_key_value_heads") => heads,
-        None => defaults.kv_heads.unwrap_or(heads),
+        None => class.kv_heads.unwrap_or(heads),
     };
-    let head_dim = match config.count("head_dim", limits::HEAD_DIM)? {
+    let head_dim = match config.count("head_dim", limits::HEAD_DIM)?.or(class.head_dim) {
         Some(head_dim) => head_dim,
-        None if hidden.is_multiple_of(heads) => hidden / heads,
-        None => {
-            return Err(Error::Checkpoint(format!(
-                "the config's hidden_size {hidden} does not divide among {heads} heads, and it has no head_dim"
-            )));
-        }
+        None => shape::shared_width(config, hidden, heads)?,
     };
-    let positions =
-        config.count("max_position_embeddings", limits::POSITIONS)?.unwrap_or(defaults.max_positions);
-    let rotary = rotary(config, head_dim, positions, defaults.rope_base)?;
+    let mut attention = shape::attention(heads, kv_heads, head_dim);
+    adjust(&mut attention);
+    let rotary = (class.rotary)(
+        config,
+        &Wanted {
+            head_dim,
+            max_positions: config
+                .count("max_position_embeddings", limits::POSITIONS)?
+                .unwrap_or(class.max_positions),
+            base: class.rope_base,
+            part: class.rope_part,
+            aliases: class.rope_aliases,
+        },
+    )?;
+    let activation = shape::activation(config, class.activation_key, class.activation)?;
     let width = config.required_count("intermediate_size", limits::WIDTH)?;
-    let eps = config.number("rms_norm_eps", 0.0, 1.0)?.unwrap_or(defaults.eps) as f32;
-    let tied = config.flag("tie_word_embeddings")?.unwrap_or(false);
     let spec = DecoderSpec {
         family,
-        vocab: config.required_count("vocab_size", limits::VOCAB)?,
+        vocab: stated("vocab_size", limits::VOCAB, class.vocab)?,
         hidden,
         max_positions: rotary.max_positions,
-        norm: Norm::Rms { eps },
-        positions: Positions::Rope(rotary.rope),
-        attention: Attention { heads, kv_heads, head_dim, qkv_bias: biases.qkv, out_bias: biases.out },
-        mlp: Mlp::Gated { activation: activation(config)?, width, bias: biases.mlp },
-        masks: vec![Mask::Causal; layers],
-        head: if tied { Head::Tied } else { Head::Untied },
+        embedding: Embedding::PLAIN,
+        norm: (class.norm)(shape::eps(config, class.eps_key, class.eps)?),
+        block: Block::Serial,
+        branch_multiplier: 1.0,
+        positions: Positions::Rope(rotary.ropes),
+        attention: Attention::Heads(attention),
+        layers: shape::layers(layers, (class.mlp)(activation, width, class.mlp_bias)),
+        head: shape::head(config.flag("tie_word_embeddings")?.unwrap_or(class.tied)),
+        logits: Logits::PLAIN,
     };
     Ok(Reading { spec, names: NAMES, notes: rotary.notes })
 }
 
-fn activation(config: &Config<'_>) -> Result<Activation> {
-    match config.text("hidden_act")?.unwrap_or("silu") {
-        "silu" | "swish" => Ok(Activation::Silu),
-        other => Err(Error::Unsupported(format!("the activation {other:.40} is not served in this family"))),
-    }
+/// LLaMA's names.
+pub(super) const NAMES: Names = Names { prefixes: &[""], place, ignores: |_, name| ignores(name) };
+
+/// Buffers that old versions of the class saved.
+pub(super) fn ignores(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
-/// The window of one layer; one that no position outgrows is none.
-pub(super) fn windowed(window: usize, max_positions: usize) -> Mask {
-    // Windows read from a file are at most limits::POSITIONS, which fits in 32 bits.
-    if window >= max_positions { Mask::Causal } else { Mask::Window { window: window as u32 } }
-}
-
-/// The masks that `layer_types` of the newer dialect lists, where it does.
-pub(super) fn listed_masks(config: &Config<'_>, layers: usize, sliding: Mask) -> Result<Option<Vec<Mask>>> {
-    let Some(types) = config.texts("layer_types")? else { return Ok(None) };
-    if types.len() != layers {
-        return Err(Error::Checkpoint(format!(
-            "the config's layer_types has {} entries for {layers} layers",
-            types.len()
-        )));
-    }
-    let mask = |kind: &&str| match *kind {
-        "full_attention" => Ok(Mask::Causal),
-        "sliding_attention" => Ok(sliding),
-        other => Err(Error::Unsupported(format!("the layer type {other:.40} is not served in this family"))),
+/// Where checkpoints with LLaMA's names keep a role. What LLaMA itself lacks is where most other classes of
+/// `transformers` keep it. Yi's first revision called the block norms `ln1` and `ln2`.
+pub(super) fn place(_: &DecoderSpec, role: Role) -> Place {
+    let Role::Layer(_, role) = role else {
+        return match role {
+            Role::Embedding => Place::of(&["model.embed_tokens.weight"]),
+            Role::FinalNorm => Place::of(&["model.norm.weight"]),
+            Role::FinalNormBias => Place::of(&["model.norm.bias"]),
+            Role::Head => Place::of(&["lm_head.weight"]),
+            _ => Place::nowhere(),
+        };
     };
-    types.iter().map(mask).collect::<Result<_>>().map(Some)
+    use LayerRole::*;
+    match role {
+        AttentionNorm => {
+            Place::of(&["model.layers.{layer}.input_layernorm.weight", "model.layers.{layer}.ln1.weight"])
+        }
+        AttentionNormBias => Place::of(&["model.layers.{layer}.input_layernorm.bias"]),
+        Query => Place::of(&["model.layers.{layer}.self_attn.q_proj.weight"]),
+        QueryBias => Place::of(&["model.layers.{layer}.self_attn.q_proj.bias"]),
+        QueryNorm => Place::of(&["model.layers.{layer}.self_attn.q_norm.weight"]),
+        Key => Place::of(&["model.layers.{layer}.self_attn.k_proj.weight"]),
+        KeyBias => Place::of(&["model.layers.{layer}.self_attn.k_proj.bias"]),
+        KeyNorm => Place::of(&["model.layers.{layer}.self_attn.k_norm.weight"]),
+        Value => Place::of(&["model.layers.{layer}.self_attn.v_proj.weight"]),
+        ValueBias => Place::of(&["model.layers.{layer}.self_attn.v_proj.bias"]),
+        Output => Place::of(&["model.layers.{layer}.self_attn.o_proj.weight"]),
+        OutputBias => Place::of(&["model.layers.{layer}.self_attn.o_proj.bias"]),
+        MlpNorm => Place::of(&[
+            "model.layers.{layer}.post_attention_layernorm.weight",
+            "model.layers.{layer}.ln2.weight",
+        ]),
+        MlpNormBias => Place::of(&["model.layers.{layer}.post_attention_layernorm.bias"]),
+        Mlp(MlpRole::Gate) => Place::of(&["model.layers.{layer}.mlp.gate_proj.weight"]),
+        Mlp(MlpRole::GateBias) => Place::of(&["model.layers.{layer}.mlp.gate_proj.bias"]),
+        Mlp(MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.up_proj.weight"]),
+        Mlp(MlpRole::UpBias) => Place::of(&["model.layers.{layer}.mlp.up_proj.bias"]),
+        Mlp(MlpRole::Down) => Place::of(&["model.layers.{layer}.mlp.down_proj.weight"]),
+        Mlp(MlpRole::DownBias) => Place::of(&["model.layers.{layer}.mlp.down_proj.bias"]),
+        Router => Place::of(&["model.layers.{layer}.mlp.gate.weight"]),
+        Expert(_, MlpRole::Gate) => {
+            Place::of(&["model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"])
+        }
+        Expert(_, MlpRole::Up) => Place::of(&["model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"]),
+        Expert(_, MlpRole::Down) => {
+            Place::of(&["model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"])
+        }
+        _ => Place::nowhere(),
+    }
 }
-
-/// LLaMA's names. Yi's first revision called the block norms `ln1` and `ln2`.
-pub(super) const NAMES: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
-    head: "lm_head.weight",
-    layers: "model.layers.",
-    in_layer: |role| match role {
-        LayerRole::AttentionNorm => &["input_layernorm.weight", "ln1.weight"],
-        LayerRole::Query => &["self_attn.q_proj.weight"],
-        LayerRole::QueryBias => &["self_attn.q_proj.bias"],
-        LayerRole::Key => &["self_attn.k_proj.weight"],
-        LayerRole::KeyBias => &["self_attn.k_proj.bias"],
-        LayerRole::Value => &["self_attn.v_proj.weight"],
-        LayerRole::ValueBias => &["self_attn.v_proj.bias"],
-        LayerRole::Output => &["self_attn.o_proj.weight"],
-        LayerRole::OutputBias => &["self_attn.o_proj.bias"],
-        LayerRole::MlpNorm => &["post_attention_layernorm.weight", "ln2.weight"],
-        LayerRole::Gate => &["mlp.gate_proj.weight"],
-        LayerRole::GateBias => &["mlp.gate_proj.bias"],
-        LayerRole::Up => &["mlp.up_proj.weight"],
-        LayerRole::UpBias => &["mlp.up_proj.bias"],
-        LayerRole::Down => &["mlp.down_proj.weight"],
-        LayerRole::DownBias => &["mlp.down_proj.bias"],
-    },
-    ignored: &[".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"],
-};
 
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,30 @@
 //! To add a family, write a file with a [`Family`], add it to [`FAMILIES`], and put a tiny checkpoint of it among the
 //! fixtures of the golden test.
 
+mod baichuan;
+mod bloom;
+mod chatglm;
+mod cohere;
 mod config;
+mod deepseek;
+mod falcon;
+mod gemma;
+mod gpt_bigcode;
+mod gpt_oss;
+mod granite;
 mod internlm;
 mod llama;
+mod minicpm;
 mod mistral;
+mod mixtral;
+mod phi3;
 mod positions;
+mod qwen;
 mod qwen2;
+mod qwen3;
+mod shape;
+mod stablelm;
+mod starcoder2;
 
 use std::path::Path;
 
@@ -27,7 +45,38 @@ pub const CONFIG_FILE: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Every family that is served.
-const FAMILIES: &[Family] = &[llama::LLAMA, llama::YI, mistral::MISTRAL, qwen2::QWEN2, internlm::INTERNLM];
+const FAMILIES: &[Family] = &[
+    llama::LLAMA,
+    llama::YI,
+    mistral::MISTRAL,
+    mixtral::MIXTRAL,
+    qwen::QWEN,
+    qwen2::QWEN2,
+    qwen3::QWEN3,
+    qwen3::QWEN3_MOE,
+    deepseek::DEEPSEEK_V2,
+    deepseek::DEEPSEEK_V3,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    gemma::GEMMA3_WITH_VISION,
+    gpt_oss::GPT_OSS,
+    phi3::PHI3,
+    cohere::COHERE,
+    stablelm::STABLELM,
+    minicpm::MINICPM,
+    granite::GRANITE,
+    internlm::INTERNLM,
+    baichuan::BAICHUAN_7B,
+    baichuan::BAICHUAN,
+    chatglm::CHATGLM,
+    bloom::BLOOM,
+    gpt_bigcode::GPT_BIGCODE,
+    starcoder2::STARCODER2,
+    falcon::FALCON,
+];
+
+/// Architectures close to served ones, and why they are not.
+const UNSERVED: &[(&str, &str)] = &[("Phi3SmallForCausalLM", "its attention is block-sparse")];
 
 /// How a family is recognised and read.
 struct Family {
@@ -83,8 +132,9 @@ pub fn resolve(config: &Value) -> Result<Resolved> {
             "the weights are quantized ({method}), which is not served yet"
         )));
     }
-    let Reading { spec, names, notes } = (family.read)(&config)?;
+    let Reading { spec, names, mut notes } = (family.read)(&config)?;
     spec.check()?;
+    notes.extend(positions::sharing_note(&spec.positions));
     let dtype = match config.text("dtype")? {
         Some(name) => Some(name),
         None => config.text("torch_dtype")?,
@@ -97,10 +147,14 @@ fn recognise(config: &Config<'_>) -> Result<&'static Family> {
     if let Some(architecture) = config.first_text("architectures")? {
         let family = FAMILIES.iter().find(|family| family.architectures.contains(&architecture));
         return family.ok_or_else(|| {
-            let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+            if let Some((_, why)) = UNSERVED.iter().find(|(name, _)| *name == architecture) {
+                return Error::Unsupported(format!("the architecture {architecture} is not served: {why}"));
+            }
+            let known: Vec<&str> =
+                FAMILIES.iter().filter_map(|family| family.model_types.first()).copied().collect();
             let known = known.join(", ");
             Error::Unsupported(format!(
-                "the architecture {architecture:.60} is not served; these are: {known}"
+                "the architecture {architecture:.60} is not served; the model types that are: {known}"
             ))
         });
     }
@@ -112,4 +166,4 @@ fn recognise(config: &Config<'_>) -> Result<&'static Family> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,40 +1,32 @@
 //! Qwen 2 and 2.5 (`modeling_qwen2.py`): LLaMA's shape with biases on queries, keys and values.
 
-use super::llama::{self, Biases, DEFAULTS, Defaults};
-use super::{Family, Reading};
+use super::config::Config;
+use super::llama::{self, CLASS, Class};
+use super::{Family, shape};
 use crate::error::Result;
-use crate::model::families::config::Config;
-use crate::model::spec::{Bias, Mask, limits};
+use crate::model::spec::{Bias, DecoderSpec, limits};
 
 /// Qwen 2.
 pub(super) const QWEN2: Family = Family {
     architectures: &["Qwen2ForCausalLM"],
     model_types: &["qwen2"],
     read: |config| {
-        let defaults = Defaults { kv_heads: Some(32), max_positions: 32_768, ..DEFAULTS };
-        let biases = Biases { qkv: Bias::Present, ..Biases::NONE };
-        let mut reading = llama::read("qwen2", config, biases, &defaults)?;
-        reading.spec.masks = masks(config, &reading)?;
+        let class = Class { kv_heads: Some(32), max_positions: 32_768, ..CLASS };
+        let mut reading =
+            llama::read("qwen2", config, &class, |attention| attention.qkv_bias = Bias::Present)?;
+        read_windows(config, &mut reading.spec)?;
         Ok(reading)
     },
 };
 
 /// Windows act only where `use_sliding_window` says so, on the layers that `layer_types` lists or, in older files, on
 /// those from `max_window_layers` on.
-fn masks(config: &Config<'_>, reading: &Reading) -> Result<Vec<Mask>> {
-    let layers = reading.spec.layers();
+pub(super) fn read_windows(config: &Config<'_>, spec: &mut DecoderSpec) -> Result<()> {
     let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    let window = match config.count("sliding_window", limits::POSITIONS)? {
-        _ if !used => None,
-        None if !config.mentions("sliding_window") => Some(4096),
-        window => window,
-    };
-    let sliding = window.map_or(Mask::Causal, |window| llama::windowed(window, reading.spec.max_positions));
-    if let Some(masks) = llama::listed_masks(config, layers, sliding)? {
-        return Ok(masks);
-    }
+    let window = shape::window(config, Some(4096))?.filter(|_| used);
     let first = config.index("max_window_layers", limits::LAYERS)?.unwrap_or(28);
-    Ok((0..layers).map(|layer| if layer < first { Mask::Causal } else { sliding }).collect())
+    let sliding = shape::windowed(window, spec.max_positions);
+    shape::slide(config, &mut spec.layers, sliding, |layer| layer >= first)
 }
 
 #[cfg(test)]
@@ -42,6 +34,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::model::families::resolve;
+    use crate::model::families::tests::{heads, masks};
     use crate::model::spec::{Bias, DecoderSpec, Mask};
 
     fn spec(change: Value) -> DecoderSpec {
@@ -56,7 +49,7 @@ mod tests {
     #[test]
     fn queries_keys_and_values_have_biases_and_nothing_else() {
         let spec = spec(json!({"attention_bias": false}));
-        assert_eq!((spec.attention.qkv_bias, spec.attention.out_bias), (Bias::Present, Bias::Absent));
+        assert_eq!((heads(&spec).qkv_bias, heads(&spec).out_bias), (Bias::Present, Bias::Absent));
         assert_eq!(spec.max_positions, 32_768);
     }
 
@@ -64,16 +57,16 @@ mod tests {
     fn windows_act_only_where_they_are_used() {
         let window = Mask::Window { window: 24 };
         let off = json!({"use_sliding_window": false, "sliding_window": 24, "max_window_layers": 1});
-        assert_eq!(spec(off).masks, [Mask::Causal; 3]);
+        assert_eq!(masks(&spec(off)), [Mask::Causal; 3]);
         let on = json!({"use_sliding_window": true, "sliding_window": 24, "max_window_layers": 1});
-        assert_eq!(spec(on).masks, [Mask::Causal, window, window]);
+        assert_eq!(masks(&spec(on)), [Mask::Causal, window, window]);
         let everywhere = json!({"use_sliding_window": true, "sliding_window": 24, "max_window_layers": 0});
-        assert_eq!(spec(everywhere).masks, [window; 3]);
+        assert_eq!(masks(&spec(everywhere)), [window; 3]);
         let listed = json!({
             "use_sliding_window": true, "sliding_window": 24, "max_window_layers": 3,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"]
         });
-        assert_eq!(spec(listed).masks, [Mask::Causal, window, Mask::Causal]);
+        assert_eq!(masks(&spec(listed)), [Mask::Causal, window, Mask::Causal]);
     }
 
     #[test]

@@ -1,12 +1,67 @@
 //! Whatever a file holds, it is a model or a sentence.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::names::roles;
+use crate::model::partition::Shard;
 use crate::model::plan::{MemoryPlan, PlanOptions};
 use crate::model::rope::Frequencies;
-use crate::model::spec::Positions;
+use crate::model::spec::{Attention, HeadAttention, Mask};
+use crate::model::weights::Weights;
+
+/// The heads of a decoder that has such.
+pub(super) fn heads(spec: &DecoderSpec) -> HeadAttention {
+    match spec.attention {
+        Attention::Heads(heads) => heads,
+        Attention::Latent(latent) => panic!("{latent:?}"),
+    }
+}
+
+/// The masks of all layers.
+pub(super) fn masks(spec: &DecoderSpec) -> Vec<Mask> {
+    spec.layers.iter().map(|layer| layer.mask).collect()
+}
+
+/// A file of each family, tiny and in the old dialect, with its peculiarities, and the keys that it cannot do without.
+#[derive(Deserialize)]
+struct Tiny {
+    required: Vec<String>,
+    config: Value,
+}
+
+fn tiny() -> Vec<Tiny> {
+    serde_json::from_str(include_str!("tests/tiny.json")).unwrap()
+}
+
+/// The tiny file of every family.
+pub(crate) fn tiny_configs() -> Vec<Value> {
+    tiny().into_iter().map(|tiny| tiny.config).collect()
+}
+
+/// The tiny file of an architecture, with other values for some keys.
+pub(super) fn config_of(architecture: &str, change: Value) -> Value {
+    let mut files = tiny().into_iter();
+    let tiny = files.find(|tiny| tiny.config["architectures"][0] == architecture);
+    let mut config = tiny.expect(architecture).config;
+    config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    config
+}
+
+/// The decoder that such a file describes.
+pub(super) fn spec_of(architecture: &str, change: Value) -> DecoderSpec {
+    resolve(&config_of(architecture, change)).unwrap().spec
+}
+
+/// Why such a file describes none.
+pub(super) fn refusal_of(architecture: &str, change: Value) -> String {
+    resolve(&config_of(architecture, change)).unwrap_err().to_string()
+}
 
 /// Files that use every key that some family reads.
 fn sound_configs() -> Vec<Value> {
@@ -30,23 +85,25 @@ fn sound_configs() -> Vec<Value> {
         json!({"type": "longrope", "short_factor": [1, 1, 1, 2], "long_factor": [1, 2, 3, 4],
                "original_max_position_embeddings": 64, "attention_factor": 1.1}),
     ];
-    let mut configs = Vec::new();
-    for family in FAMILIES {
-        for scaling in &scalings {
-            let mut config = sizes.clone();
-            config["architectures"] = json!([family.architectures[0]]);
-            config["rope_scaling"] = scaling.clone();
-            configs.push(config);
-        }
+    let scaled = scalings.into_iter().map(|scaling| {
         let mut config = sizes.clone();
-        config["architectures"] = json!([family.architectures[0]]);
-        config["rope_parameters"] =
-            json!({"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0});
-        config["bias"] = json!(true);
-        config["rotary"] = json!({"base": 10000, "type": "dynamic"});
-        configs.push(config);
-    }
-    configs
+        config["architectures"] = json!(["LlamaForCausalLM"]);
+        config["rope_scaling"] = scaling;
+        config
+    });
+    let mut new_dialect = sizes.clone();
+    new_dialect["architectures"] = json!(["Qwen2ForCausalLM"]);
+    new_dialect["rope_parameters"] =
+        json!({"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0});
+    let by_layer = json!({
+        "rope_scaling": null,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}
+        }
+    });
+    let tiny = tiny().into_iter().map(|tiny| tiny.config);
+    scaled.chain(tiny).chain([new_dialect, config_of("Gemma3ForCausalLM", by_layer)]).collect()
 }
 
 /// What a hostile or careless writer puts in a value's place.
@@ -86,12 +143,13 @@ fn exercise(config: &Value) {
     match resolve(config) {
         Ok(resolved) => {
             resolved.spec.check().unwrap();
-            let Positions::Rope(rope) = &resolved.spec.positions;
-            let frequencies = Frequencies::new(rope, resolved.spec.attention.head_dim);
-            for len in [1, 64, 65, resolved.spec.max_positions as u32] {
-                let (frequencies, amplitude) = frequencies.for_length(len);
-                assert!(frequencies.iter().all(|f| f.is_finite()), "{config}");
-                assert!(amplitude.is_finite() && amplitude > 0.0, "{config}");
+            for rope in resolved.spec.ropes() {
+                let frequencies = Frequencies::new(rope);
+                for len in [1, 64, 65, resolved.spec.max_positions as u32] {
+                    let (frequencies, amplitude) = frequencies.for_position(len, 0);
+                    assert!(frequencies.iter().all(|f| f.is_finite()), "{config}");
+                    assert!(amplitude.is_finite() && amplitude > 0.0, "{config}");
+                }
             }
             let _ = MemoryPlan::new(&resolved, None, &PlanOptions::default());
         }
@@ -106,10 +164,112 @@ fn exercise(config: &Value) {
 fn sound_configs_resolve() {
     for config in sound_configs() {
         let resolved = resolve(&config);
-        // InternLM has a way of its own to say the same.
-        let twice = config.get("rotary").is_some() && config["rope_scaling"].get("factor").is_some();
-        assert!(resolved.is_ok() || twice, "{config}: {}", resolved.unwrap_err());
+        assert!(resolved.is_ok(), "{config}: {}", resolved.unwrap_err());
         exercise(&config);
+    }
+}
+
+#[test]
+fn every_family_has_a_fixture() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/fixtures");
+    let configs =
+        std::fs::read_dir(folder).unwrap().filter_map(|entry| read_config(&entry.unwrap().path()).ok());
+    let fixtures: Vec<Value> = configs.map(|config| config["architectures"][0].clone()).collect();
+    for family in FAMILIES {
+        let has_one = family.architectures.iter().any(|name| fixtures.iter().any(|fixture| fixture == name));
+        assert!(has_one, "{:?}", family.architectures);
+    }
+}
+
+#[test]
+fn a_missing_or_wrong_key_is_named() {
+    for Tiny { required, config } in tiny() {
+        for key in required {
+            let mut without = config.clone();
+            without.as_object_mut().unwrap().remove(&key);
+            let refusal = resolve(&without).expect_err(&key).to_string();
+            assert!(refusal.contains(&key), "{without}: {refusal}");
+            for wrong in [json!("7"), json!(-1), json!([]), json!(1e300)] {
+                let mut changed = config.clone();
+                changed[&key] = wrong;
+                let refusal = resolve(&changed).expect_err(&key).to_string();
+                assert!(refusal.contains(&key), "{changed}: {refusal}");
+            }
+        }
+    }
+}
+
+#[test]
+fn unknown_rope_types_are_refused() {
+    let turning = tiny().into_iter().filter(|tiny| tiny.config.get("rope_scaling").is_some());
+    for mut config in turning.map(|tiny| tiny.config).chain([config_of("FalconForCausalLM", json!({}))]) {
+        config["rope_scaling"] = json!({"type": "ntk", "factor": 2.0});
+        let refusal = resolve(&config).unwrap_err().to_string();
+        assert!(refusal.contains("the rope type ntk is not served"), "{config}: {refusal}");
+    }
+}
+
+/// In a checkpoint of each family every number has one role: fused tensors are taken apart whole.
+#[test]
+fn places_cover_a_checkpoint_once() {
+    for Tiny { config, .. } in tiny() {
+        let Resolved { spec, names, .. } = resolve(&config).unwrap();
+        let checkpoint = Checkpoint::dummy(&spec, &names, DType::F32, 1).unwrap();
+        let weights = Weights::open(&checkpoint, &spec, &names).unwrap();
+        let stored = checkpoint.names().map(|name| checkpoint.tensor(name).unwrap().unwrap().n_elements());
+        assert_eq!(spec.n_parameters(), stored.sum::<usize>() as u64, "{}", spec.family);
+        let mut seen = BTreeSet::new();
+        for role in roles(&spec) {
+            let part = weights.part(role, Shard::WHOLE).unwrap();
+            let first = part.tensor.bytes().as_ptr() as usize + 4 * part.first;
+            for row in part.rows.iter() {
+                for column in part.columns.iter() {
+                    let place = first + 4 * (row * part.row_stride + column * part.column_stride);
+                    // Tensors of a norm for each head are joined in memory of their own.
+                    assert!(seen.insert(place), "{} {role:?}", spec.family);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_size_is_told_by_a_tensor() {
+    for Tiny { config, .. } in tiny() {
+        let Resolved { spec, names, .. } = resolve(&config).unwrap();
+        let checkpoint = Checkpoint::dummy(&spec, &names, DType::BF16, 1).unwrap();
+        let refusal = |change: fn(&mut DecoderSpec)| {
+            let mut other = spec.clone();
+            change(&mut other);
+            Weights::open(&checkpoint, &other, &names).unwrap_err().to_string()
+        };
+        let deeper = refusal(|spec| spec.layers.extend(spec.layers.last().cloned()));
+        assert!(deeper.contains(".3.") || deeper.contains(".7."), "{}: {deeper}", spec.family);
+        assert!(deeper.ends_with("is missing"), "{deeper}");
+        let larger = refusal(|spec| spec.vocab += 1);
+        assert!(larger.contains("has the shape [100, ") && larger.contains("expected [101, "), "{larger}");
+        let shallower = refusal(|spec| spec.layers.truncate(1));
+        assert!(shallower.contains("has no place in a"), "{shallower}");
+    }
+}
+
+/// Published configurations, written by us from the published facts, with the parameters of their checkpoints and the
+/// bytes of a token's keys and values in bf16.
+#[test]
+fn published_models_have_their_published_sizes() {
+    #[derive(Deserialize)]
+    struct Published {
+        name: String,
+        parameters: u64,
+        kv_bytes_per_token: u64,
+        config: Value,
+    }
+    let published: Vec<Published> = serde_json::from_str(include_str!("tests/published.json")).unwrap();
+    assert_eq!(published.len(), 51);
+    for Published { name, parameters, kv_bytes_per_token, config } in published {
+        let Resolved { spec, .. } = resolve(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let found = (spec.n_parameters(), 2 * spec.kv_elements_per_token());
+        assert_eq!(found, (parameters, kv_bytes_per_token), "{name}");
     }
 }
 

@@ -5,8 +5,8 @@ use crate::model::executor::PositionRegime;
 use crate::model::spec::Positions;
 
 fn assert_frequencies(scaling: RopeScaling, base: f64, len: u32, expected: &[f64], amplitude: f64) {
-    let frequencies = Frequencies::new(&Rope { base, scaling }, 2 * expected.len());
-    let (found, found_amplitude) = frequencies.for_length(len);
+    let frequencies = Frequencies::new(&Rope { base, width: 2 * expected.len(), scaling });
+    let (found, found_amplitude) = frequencies.for_position(len, 0);
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let found = f64::from(*found);
@@ -99,21 +99,40 @@ fn longrope_changes_sets_past_the_original_length() {
 
 #[test]
 fn regimes_follow_the_frequencies() {
-    let regime = |scaling| PositionRegime::of(&Positions::Rope(Rope { base: 1e4, scaling }));
+    let rope = |scaling| Rope { base: 1e4, width: 8, scaling };
+    let regime = |scaling| PositionRegime::of(&Positions::Rope(vec![rope(scaling)]));
+    assert_eq!(PositionRegime::of(&Positions::Alibi), PositionRegime::Fixed);
     assert_eq!(regime(RopeScaling::Linear { factor: 2.0 }), PositionRegime::Fixed);
     let dynamic = RopeScaling::Dynamic { factor: 2.0, original: 64 };
     assert_eq!(regime(dynamic.clone()), PositionRegime::EachLength { threshold: 64 });
     let longrope =
         RopeScaling::LongRope { short: vec![1.0; 4], long: vec![2.0; 4], original: 9, amplitude: 1.0 };
     assert_eq!(regime(longrope.clone()), PositionRegime::TwoLengths { threshold: 9 });
+    let prompt = RopeScaling::PromptNtk { trained: 9 };
+    assert_eq!(regime(prompt.clone()), PositionRegime::Prompt { trained: 9 });
     // Equal salts mean equal frequencies, different ones different frequencies.
-    for scaling in [dynamic, longrope] {
-        let rope = Rope { base: 1e4, scaling };
-        let frequencies = Frequencies::new(&rope, 8);
-        for (a, b) in [(1, 9), (9, 10), (10, 11), (64, 65), (65, 66)] {
-            let regime = PositionRegime::of(&Positions::Rope(rope.clone()));
-            let same = regime.salt(a, 0) == regime.salt(b, 0);
-            assert_eq!(same, frequencies.for_length(a).0 == frequencies.for_length(b).0, "{rope:?} {a} {b}");
+    for scaling in [dynamic, longrope, prompt] {
+        let rope = rope(scaling);
+        let (frequencies, regime) = (Frequencies::new(&rope), PositionRegime::of_scaling(&rope.scaling));
+        for (a, b) in [(1, 9), (9, 10), (10, 11), (17, 18), (18, 19), (64, 65), (65, 66)] {
+            for (p, q) in [(0, 0), (3, 5), (9, 80), (80, 9)] {
+                let same = regime.salt(a, p) == regime.salt(b, q);
+                let alike = frequencies.for_position(a, p).0 == frequencies.for_position(b, q).0;
+                assert_eq!(same, alike, "{rope:?} {a} {b} {p} {q}");
+            }
         }
     }
+}
+
+#[test]
+fn the_prompt_decides_by_powers_of_two() {
+    let alphas = [1, 31, 32, 33, 64, 65, 70, 128, 129].map(|len| prompt_alpha(len, 32));
+    assert_eq!(alphas, [1, 1, 1, 3, 3, 7, 7, 7, 15]);
+    let frequencies =
+        Frequencies::new(&Rope { base: 1e4, width: 8, scaling: RopeScaling::PromptNtk { trained: 32 } });
+    let (first, later) = (frequencies.for_position(33, 0), frequencies.for_position(33, 1000));
+    assert_eq!(first, later);
+    // 10000 · 3^(8/6), to the power of −1/4.
+    assert!((f64::from(first.0[1]) - 0.1 * 3f64.powf(-1.0 / 3.0)).abs() < 1e-7, "{first:?}");
+    assert_eq!(frequencies.for_position(32, 1000), frequencies.for_position(1, 0));
 }

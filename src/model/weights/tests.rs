@@ -1,6 +1,8 @@
 use super::*;
+use crate::model::families::tests::tiny_configs;
 use crate::model::families::{Resolved, resolve};
-use crate::model::spec::Mlp;
+use crate::model::names::MlpRole;
+use crate::model::runs::Runs;
 use serde_json::{Value, json};
 
 fn model(change: Value) -> Resolved {
@@ -67,33 +69,47 @@ fn a_role_outside_the_spec_is_a_fault_of_ours() {
     let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
     let error = weights.part(Role::Layer(0, LayerRole::OutputBias), Shard::WHOLE).unwrap_err();
     assert!(matches!(error, Error::Bug(_)), "{error}");
-    assert!(weights.part(Role::Layer(2, LayerRole::Gate), Shard::WHOLE).is_err());
+    assert!(weights.part(Role::Layer(2, LayerRole::Mlp(MlpRole::Gate)), Shard::WHOLE).is_err());
 }
 
-/// The parts of all ranks, put together, are the tensor: once, or `copies` times where KV heads are copied.
+/// The parts of all ranks, put together, are the role: once, or more often where KV heads are copied.
 #[test]
-fn parts_put_together_are_the_tensor() {
-    let model = model(json!({}));
-    let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
-    let kv_heads = model.spec.attention.kv_heads;
-    for world in [1, 2, 4] {
-        for role in roles(&model.spec) {
-            let shape = role.shape(&model.spec);
-            let columns = shape.get(1).copied().unwrap_or(1);
-            let mut seen = vec![0; shape[0] * columns];
-            for rank in 0..world {
-                let part = weights.part(role, Shard { rank, world }).unwrap();
-                assert!(part.rows.end <= shape[0] && part.columns.end <= columns);
-                for row in part.rows {
-                    seen[row * columns..][part.columns.clone()].iter_mut().for_each(|n| *n += 1);
-                }
-            }
-            let expected = match role.cut() {
-                Cut::Whole => world,
-                Cut::KvHeadRows => (world / kv_heads).max(1),
-                _ => 1,
+fn parts_put_together_are_the_role() {
+    let llama = model(json!({}));
+    let others = tiny_configs().iter().map(|config| resolve(config).unwrap()).collect::<Vec<_>>();
+    for model in std::iter::once(llama).chain(others) {
+        let (spec, names) = (&model.spec, &model.names);
+        let weights = Weights::open(&dummy(&model), spec, names).unwrap();
+        for world in [1, 2, 4] {
+            let Ok(parts) = (0..world)
+                .map(|rank| Partition::new(spec, Shard { rank, world }))
+                .collect::<Result<Vec<_>>>()
+            else {
+                continue;
             };
-            assert!(seen.iter().all(|&n| n == expected), "{role:?} among {world}: {seen:?}");
+            for role in roles(spec) {
+                let whole = weights.part(role, Shard::WHOLE).unwrap();
+                let numbers = |part: &TensorPart| {
+                    part.check().unwrap();
+                    let rows = part.rows.iter().collect::<Vec<_>>();
+                    rows.into_iter()
+                        .flat_map(|row| part.columns.iter().map(move |column| (row, column)))
+                        .map(|(row, column)| part.number(row, column))
+                        .collect::<Vec<_>>()
+                };
+                let mut seen = BTreeMap::new();
+                for rank in 0..parts.len() {
+                    let part = weights.part(role, Shard { rank, world }).unwrap();
+                    numbers(&part).into_iter().for_each(|number| *seen.entry(number).or_insert(0) += 1);
+                }
+                let copies = match role.cut(spec) {
+                    Cut::Whole => world,
+                    Cut::KvHeadRows => (world / spec.attention.kv_heads()).max(1),
+                    _ => 1,
+                };
+                let expected = numbers(&whole).into_iter().map(|number| (number, copies)).collect();
+                assert_eq!(seen, expected, "{} {role:?} among {world}", spec.family);
+            }
         }
     }
 }
@@ -102,14 +118,14 @@ fn parts_put_together_are_the_tensor() {
 fn a_rank_s_output_columns_are_its_query_rows() {
     let model = model(json!({}));
     let weights = Weights::open(&dummy(&model), &model.spec, &model.names).unwrap();
-    let Mlp::Gated { width, .. } = model.spec.mlp;
+    let width = model.spec.layers[1].mlp.width();
     for rank in 0..4 {
         let shard = Shard { rank, world: 4 };
         let part = |role| weights.part(Role::Layer(1, role), shard).unwrap();
         assert_eq!(part(LayerRole::Query).rows, part(LayerRole::Output).columns);
         assert_eq!(part(LayerRole::QueryBias).rows, part(LayerRole::Query).rows);
-        assert_eq!(part(LayerRole::Up).rows, part(LayerRole::Down).columns);
-        assert_eq!(part(LayerRole::Up).rows.len(), width / 4);
-        assert_eq!(part(LayerRole::DownBias).rows, 0..8);
+        assert_eq!(part(LayerRole::Mlp(MlpRole::Up)).rows, part(LayerRole::Mlp(MlpRole::Down)).columns);
+        assert_eq!(part(LayerRole::Mlp(MlpRole::Up)).rows.len(), width / 4);
+        assert_eq!(part(LayerRole::Mlp(MlpRole::DownBias)).rows, Runs::range(0..8));
     }
 }
