@@ -58,6 +58,7 @@ impl Barrier {
     }
 
     /// Why the world was aborted, if it was.
+    #[cfg(feature = "cuda")]
     pub fn aborted(&self) -> Option<String> {
         self.lock().aborted.clone()
     }
