@@ -3,6 +3,7 @@
 mod abandoned;
 mod bench;
 mod broken_models;
+mod families;
 mod faults;
 mod golden;
 mod hostile;

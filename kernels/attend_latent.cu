@@ -1,9 +1,9 @@
 // Attention of one query a row over cached latents: keys are whole rows, values the rows' latents, for all heads.
 //
 // Sixteen query heads are the rows of a tensor-core product, which is bound by the reading of the cache up to there;
-// more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Blocks of 64 keys
-// arrive by bulk copies, one a key, 16 bytes further apart than they are long, so that eight keys' chunks of a column
-// lie in different banks. Eight warps make the scores, a quarter of the keys and half of the inputs each, and then sum
+// more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Four warps copy blocks
+// of 64 keys, 16 bytes further apart than they are long, so that eight keys' chunks of a column lie in different banks.
+// (Bulk copies, one a key, are a tenth slower.) Eight warps make the scores, a quarter of the keys and half of the inputs each, and then sum
 // an eighth of the values each over all keys. What the plan cut is merged by a second kernel in the order of the keys.
 
 #include "common.cuh"
@@ -20,12 +20,13 @@ constexpr int kDim = kRank + kRope;
 constexpr int kHeads = 16;  // Of a pass.
 constexpr int kConsumerWarps = 8;
 constexpr int kConsumers = kConsumerWarps * kWarp;
-constexpr int kThreads = kConsumers + kWarp;
+constexpr int kCopyWarps = 4;
+constexpr int kThreads = kConsumers + kCopyWarps * kWarp;
 constexpr int kStages = 3;
 constexpr int kKeyBytes = kDim * 2;
 constexpr int kKeyPitch = kKeyBytes + 16;
 constexpr int kStageBytes = kBlockKeys * kKeyPitch;
-constexpr int kWarpValues = kRank / kConsumerWarps;
+[[maybe_unused]] constexpr int kWarpValues = kRank / kConsumerWarps;
 constexpr int kWeightPitch = (kBlockKeys + 8) * 2;
 constexpr int kMergeThreads = kRank / 4;
 
@@ -67,9 +68,9 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive_expecting(uint64_t *barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
+// Arrives once the thread's copies so far have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t *barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity) {
@@ -79,13 +80,6 @@ __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
       "@!done bra again;}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
-}
-
-// Copies a cached row, and reports its bytes to `barrier`.
-__device__ __forceinline__ void copy_key(uint32_t to, const void *from, uint64_t *barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(kKeyBytes), "r"(shared_address(barrier))
-               : "memory");
 }
 
 // Named barriers: 0 is __syncthreads.
@@ -107,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + stage, 1);
+      barrier_init(shared.full + stage, kCopyWarps * kWarp);
       barrier_init(shared.empty + stage, kConsumerWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -118,17 +112,16 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
     return;
   }
 
-  if (warp == kConsumerWarps) {  // the copies
+  if (warp >= kConsumerWarps) {  // the copies, of sixteen keys a warp
+    constexpr int kKeys = kBlockKeys / kCopyWarps, kChunks = kKeyBytes / 16;
+    const int first = (warp - kConsumerWarps) * kKeys;
     Cursor ahead(table, part);
-    uint32_t slots[kBlockKeys / kWarp];
+    uint32_t slot;  // Of key lane % kKeys.
     bool new_keys;  // The block holds the row's last key.
     const auto take = [&] {
-#pragma unroll
-      for (int i = 0; i < kBlockKeys / kWarp; ++i) {
-        // Beyond the row's end its last key again: a weight of zero must not meet a NaN.
-        const int key = max(min(ahead.key(table, i * kWarp + lane), ahead.now.kv_len - 1), 0);
-        slots[i] = p.slots[ahead.now.lane * p.slots_stride + key];
-      }
+      // Beyond the row's end its last key again: a weight of zero must not meet a NaN.
+      const int key = max(min(ahead.key(table, first + lane % kKeys), ahead.now.kv_len - 1), 0);
+      slot = p.slots[ahead.now.lane * p.slots_stride + key];
       new_keys = ahead.at_row_end();
     };
     take();
@@ -140,13 +133,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
       }
       const int stage = i % kStages;
       if (i >= kStages) barrier_wait(shared.empty + stage, (i / kStages - 1) & 1);
-      if (lane == 0) barrier_arrive_expecting(shared.full + stage, kBlockKeys * kKeyBytes);
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < kBlockKeys / kWarp; ++j) {
-        copy_key(shared_address(stages) + stage * kStageBytes + (j * kWarp + lane) * kKeyPitch,
-                 static_cast<const T *>(p.cache) + static_cast<int64_t>(slots[j]) * kDim, shared.full + stage);
+      const uint32_t to = shared_address(stages) + stage * kStageBytes + first * kKeyPitch;
+#pragma unroll 12
+      for (int j = 0; j < kKeys * kChunks / kWarp; ++j) {
+        const int key = (j * kWarp + lane) / kChunks, chunk = (j * kWarp + lane) % kChunks;
+        const int64_t from = __shfl_sync(0xffffffffu, slot, key);
+        cp_async_16(to + key * kKeyPitch + chunk * 16, static_cast<const T *>(p.cache) + from * kDim + chunk * 8, true);
       }
+      barrier_arrive_after_copies(shared.full + stage);
       if (i + 1 < part.blocks) {
         ahead.advance(table, part);
         take();
@@ -373,7 +367,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_latent(const __grid_const
   }
 }
 
-// ---- other widths, and devices without bulk copies ----
+// ---- other widths, and older devices ----
 
 constexpr int kAnyThreads = 128;
 

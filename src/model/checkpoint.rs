@@ -23,7 +23,7 @@ use safetensors::tensor::Dtype as FileDtype;
 use serde::Deserialize;
 
 pub use convert::convert;
-pub use dummy::signed_unit;
+pub use dummy::{Random, signed_unit};
 
 use crate::error::{Error, Result};
 
@@ -122,32 +122,6 @@ pub struct StoredTensor {
     file: Backing,
     range: Range<usize>,
     random: Option<Random>,
-}
-
-/// Numbers that are not stored but made.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Random {
-    /// All the same.
-    Constant(f32),
-    /// Uniform in ±`reach`: number `i` of the tensor, row-major, is `reach` times [`signed_unit`] of `stream + i`.
-    Uniform {
-        /// The tensor's.
-        stream: u64,
-        /// Largest magnitude.
-        reach: f32,
-    },
-}
-
-impl Random {
-    /// Those from number `first` of the tensor on.
-    pub fn from(self, first: usize) -> Random {
-        match self {
-            Random::Constant(value) => Random::Constant(value),
-            Random::Uniform { stream, reach } => {
-                Random::Uniform { stream: stream.wrapping_add(first as u64), reach }
-            }
-        }
-    }
 }
 
 impl StoredTensor {

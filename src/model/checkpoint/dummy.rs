@@ -1,15 +1,41 @@
-//! Random weights of the right scale, for who has no checkpoint.
+//! Random weights, for programs that measure and tests that compare.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Backing, Checkpoint, DType, Entry, Random};
+use super::{Backing, Checkpoint, DType, Entry};
 use crate::error::{Error, Result};
 use crate::model::layout::Stack;
 use crate::model::names::{self, LayerRole, Names, Role};
 use crate::model::spec::{Attention, DecoderSpec, HeadNorm};
+
+/// Numbers that are not stored but made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Random {
+    /// All the same.
+    Constant(f32),
+    /// Uniform in ±`reach`: number `i` of the tensor, row-major, is `reach` times [`signed_unit`] of `stream + i`.
+    Uniform {
+        /// The tensor's.
+        stream: u64,
+        /// Largest magnitude.
+        reach: f32,
+    },
+}
+
+impl Random {
+    /// Those from number `first` of the tensor on.
+    pub fn from(self, first: usize) -> Random {
+        match self {
+            Random::Constant(value) => Random::Constant(value),
+            Random::Uniform { stream, reach } => {
+                Random::Uniform { stream: stream.wrapping_add(first as u64), reach }
+            }
+        }
+    }
+}
 
 impl Checkpoint {
     /// Random weights under the names and shapes of a spec, the same for the same seed: norms are 1, biases 0, and a
