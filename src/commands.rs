@@ -27,6 +27,12 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
         Command::DownloadWeights(args) => with(config::download(*args), download::run),
     };
+    #[cfg(feature = "cuda")]
+    if !matches!(exit, Exit::Done | Exit::Usage) {
+        // A rank of this process may be waiting for one that has failed, on a GPU.
+        let _ = std::io::Write::flush(&mut std::io::stdout());
+        crate::backend::cuda::exit_now(exit.code());
+    }
     ExitCode::from(exit.code())
 }
 
