@@ -8,8 +8,9 @@ namespace {
 constexpr int kVectors = 2;  // of eight numbers, a thread
 constexpr int kMaxThreads = 1024;
 
-// Root mean square norm (Zhang and Sennrich, arXiv 1910.07467) and layer norm (Ba et al., arXiv 1607.06450), rounded
-// once. The variance is that of the distances from the mean: a mean of squares would lose it where the mean is large.
+// Root mean square norm (Zhang and Sennrich, arXiv 1910.07467) and layer norm (Ba et al., arXiv 1607.06450),
+// rounded once. The variance is that of the distances from the mean: a mean of squares would lose it where the
+// mean is large.
 template <typename T, int kThreads, int kKind>
 __global__ void __launch_bounds__(kThreads) norm(kv_norm_params p) {
   __shared__ float shared[kThreads / kWarp];

@@ -1,6 +1,7 @@
 //! The program: parse, telemetry, run the command, exit code.
 
 mod bench;
+mod download;
 mod generate;
 mod inspect;
 
@@ -24,12 +25,14 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => with(config::generate(*args), generate::run),
         Command::Bench(args) => with(config::bench(*args), bench::run),
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
-        Command::DownloadWeights(args) => with(config::download(*args), async |source| {
-            let located = tokio::task::spawn_blocking(move || server::locate(&source)).await??;
-            tracing::info!("the model's files are in {}", located.folder.display());
-            anyhow::Ok(Exit::Done)
-        }),
+        Command::DownloadWeights(args) => with(config::download(*args), download::run),
     };
+    #[cfg(feature = "cuda")]
+    if !matches!(exit, Exit::Done | Exit::Usage) {
+        // A rank of this process may be waiting for one that has failed, on a GPU.
+        let _ = std::io::Write::flush(&mut std::io::stdout());
+        crate::backend::cuda::exit_now(exit.code());
+    }
     ExitCode::from(exit.code())
 }
 

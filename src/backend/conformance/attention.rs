@@ -122,7 +122,8 @@ impl Case {
                 let products = (0..head_dim)
                     .map(|i| f64::from(query[head * head_dim + i]) * f64::from(keys[at(slot) + i]));
                 let scaled = products.sum::<f64>() * f64::from(self.scale);
-                let capped = self.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
+                let capped =
+                    self.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
                 (capped - f64::from(self.slope(head)) * ahead as f64).exp()
             };
             let weights: Vec<f64> = slots.iter().zip((0..slots.len()).rev()).map(score).collect();
@@ -163,9 +164,8 @@ fn check_attend<B: Probe>(backend: &B, case: Case, rows: &[(u32, u32)]) {
     backend.fill(&mut qkv, &queries);
     let mut out = backend.tensor(tokens.len() + 2, heads.query_width()).unwrap();
     backend.fill(&mut out, &[]);
-    let vector = |of: &dyn Fn(usize) -> f32| {
-        backend.vector(&(0..heads.heads).map(of).collect::<Vec<f32>>()).unwrap()
-    };
+    let vector =
+        |of: &dyn Fn(usize) -> f32| backend.vector(&(0..heads.heads).map(of).collect::<Vec<f32>>()).unwrap();
     let slopes = case.slopes.then(|| vector(&|head| case.slope(head)));
     let sinks = case.sinks.then(|| vector(&|head| case.sink(head)));
     let Case { scale, softcap, mask, .. } = case;

@@ -50,10 +50,8 @@ fn layer<B: Probe>(
     scale: f32,
 ) -> (B::Weight, B::Tensor, Vec<f64>) {
     let (w, b) = (numbers(outputs * inputs, 1), numbers(outputs, 2));
-    let part = linear_part(
-        stored(DType::F32, &[outputs, inputs], &w),
-        Some(stored(DType::F32, &[outputs], &b)),
-    );
+    let part =
+        linear_part(stored(DType::F32, &[outputs, inputs], &w), Some(stored(DType::F32, &[outputs], &b)));
     let values = numbers(rows * inputs, 3);
     let mut x = backend.tensor(rows + PADDING, inputs).unwrap();
     backend.fill(&mut x, &values);
@@ -139,7 +137,8 @@ pub fn rows_of_unit_length<B: Probe>(backend: &B) {
             backend.fill(&mut out, &[]);
             backend.linear(&weight, rows, &x, &mut out).unwrap();
             let product = |i: usize| {
-                let (x, w) = (&values[i / outputs * inputs..][..inputs], &w[i % outputs * inputs..][..inputs]);
+                let (x, w) =
+                    (&values[i / outputs * inputs..][..inputs], &w[i % outputs * inputs..][..inputs]);
                 let w: Vec<f64> = w.iter().map(|&w| rounded(dtype, w)).collect();
                 let length = w.iter().map(|w| w * w).sum::<f64>().sqrt().max(1e-12);
                 2.0 * x.iter().zip(&w).map(|(&x, w)| f64::from(x) * w).sum::<f64>() / length
@@ -166,12 +165,16 @@ pub fn weights_are_read_where_they_lie<B: Probe>(backend: &B) {
             TensorPart { columns: pairs.clone(), ..whole(dtype) },
             whole(dtype).transposed(),
             TensorPart { rows: Runs::equal(0, 24, 2, 1), ..whole(dtype) }.transposed(),
-            TensorPart { rows: pairs.clone(), columns: Runs::equal(1, 20, 2, 1), ..whole(dtype) }.transposed(),
+            TensorPart { rows: pairs.clone(), columns: Runs::equal(1, 20, 2, 1), ..whole(dtype) }
+                .transposed(),
         ];
         for part in parts {
             let (outputs, inputs) = (part.rows.len(), part.columns.len());
-            let places: Vec<(usize, usize)> =
-                part.rows.iter().flat_map(|row| part.columns.iter().map(move |column| (row, column))).collect();
+            let places: Vec<(usize, usize)> = part
+                .rows
+                .iter()
+                .flat_map(|row| part.columns.iter().map(move |column| (row, column)))
+                .collect();
             let numbers_of_part: Vec<f64> =
                 places.iter().map(|&(row, column)| rounded(dtype, w[part.number(row, column)])).collect();
             let what = format!("{outputs} × {inputs}, {:?} × {:?}, {dtype:?}", part.rows, part.columns);
@@ -183,7 +186,8 @@ pub fn weights_are_read_where_they_lie<B: Probe>(backend: &B) {
             backend.fill(&mut x, &values);
             backend.linear(&weight, n, &x, &mut out).unwrap();
             let product = |i: usize| {
-                let (x, w) = (&values[i / outputs * inputs..][..inputs], &numbers_of_part[i % outputs * inputs..]);
+                let (x, w) =
+                    (&values[i / outputs * inputs..][..inputs], &numbers_of_part[i % outputs * inputs..]);
                 x.iter().zip(w).map(|(&x, w)| f64::from(x) * w).sum::<f64>()
             };
             let expected: Vec<f64> = (0..n * outputs).map(product).collect();

@@ -76,11 +76,8 @@ fn check<B: Probe>(backend: &B, case: Case) {
     let (query_norm, key_norm) =
         (HeadWeights::new(&case, heads.heads, 10), HeadWeights::new(&case, heads.kv_heads, 20));
     let norms = (query_norm.upload(backend, &case), key_norm.upload(backend, &case));
-    let turn: Turn<'_, B> = Turn {
-        norms: norms.0.as_ref().zip(norms.1.as_ref()),
-        rope: (width > 0).then_some(rope),
-        log_n,
-    };
+    let turn: Turn<'_, B> =
+        Turn { norms: norms.0.as_ref().zip(norms.1.as_ref()), rope: (width > 0).then_some(rope), log_n };
     let tokens = ragged.tokens();
     let before = numbers(tokens.len() * heads.qkv_width(), 1);
     let mut qkv = backend.tensor(tokens.len() + 2, heads.qkv_width()).unwrap();

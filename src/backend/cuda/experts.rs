@@ -57,7 +57,13 @@ struct ExpertsOf {
 }
 
 unsafe extern "C" {
-    fn kv_experts_workspace_bytes(n_experts: i32, n_chosen: i32, hidden: i32, width: i32, max_rows: i32) -> i64;
+    fn kv_experts_workspace_bytes(
+        n_experts: i32,
+        n_chosen: i32,
+        hidden: i32,
+        width: i32,
+        max_rows: i32,
+    ) -> i64;
     fn kv_experts(params: *const ExpertsOf, stream: CUstream) -> c_int;
 }
 
@@ -93,7 +99,9 @@ pub fn supports(spec: &Experts) -> Result<()> {
     }
     let groups = groups(router).n;
     if groups > KV_MAX_GROUPS {
-        return Err(Error::Unsupported(format!("{groups} groups of experts: the GPU takes {KV_MAX_GROUPS} at most")));
+        return Err(Error::Unsupported(format!(
+            "{groups} groups of experts: the GPU takes {KV_MAX_GROUPS} at most"
+        )));
     }
     Ok(())
 }
@@ -107,7 +115,12 @@ fn groups(router: Router) -> Groups {
 
 impl Cuda {
     /// Takes a router and its experts to the device.
-    pub(super) fn new_experts(&self, spec: &Experts, hidden: usize, parts: &ExpertParts) -> Result<ExpertsWeight> {
+    pub(super) fn new_experts(
+        &self,
+        spec: &Experts,
+        hidden: usize,
+        parts: &ExpertParts,
+    ) -> Result<ExpertsWeight> {
         supports(spec)?;
         let wrong = |what: String| Err(Error::Checkpoint(what));
         let width = parts.experts.first().map_or(0, |[gate, ..]| gate.weight.rows.len());
@@ -124,7 +137,8 @@ impl Cuda {
         if let Some(bias) = parts.choice_bias.as_ref().filter(|bias| bias.n_elements() != n) {
             return wrong(format!("{} biases of the choice for {n} experts", bias.n_elements()));
         }
-        let gate_up: Vec<_> = parts.experts.iter().flat_map(|[gate, up, _]| [gate.clone(), up.clone()]).collect();
+        let gate_up: Vec<_> =
+            parts.experts.iter().flat_map(|[gate, up, _]| [gate.clone(), up.clone()]).collect();
         let down: Vec<_> = parts.experts.iter().map(|[.., down]| down.clone()).collect();
         Ok(ExpertsWeight {
             spec: *spec,

@@ -130,13 +130,20 @@ impl Cuda {
             let text = format!("heads of {outputs} and {} rows in one layer", other.rows.len());
             return Err(Error::Checkpoint(text));
         }
-        let parts: Vec<_> = heads.iter().map(|head| LinearPart { weight: head.clone(), bias: None }).collect();
+        let parts: Vec<_> =
+            heads.iter().map(|head| LinearPart { weight: head.clone(), bias: None }).collect();
         let weight = self.uploader()?.weight(&parts, 1.0)?;
         Ok(HeadWeight { heads: heads.len(), outputs, inputs: weight.inputs, numbers: weight.numbers })
     }
 
     /// Each head's product; see [`crate::backend::Backend::linear_heads`].
-    pub(super) fn run_linear_heads(&self, weight: &HeadWeight, rows: usize, x: &Tensor, out: &Tensor) -> Result<()> {
+    pub(super) fn run_linear_heads(
+        &self,
+        weight: &HeadWeight,
+        rows: usize,
+        x: &Tensor,
+        out: &Tensor,
+    ) -> Result<()> {
         let HeadWeight { heads, outputs, inputs, .. } = *weight;
         let params = LinearHeads {
             weight: weight.numbers.ptr(),
@@ -172,7 +179,8 @@ impl Cuda {
         let (angles, half) = step.angles(0)?;
         let LatentAttention { heads, nope_dim, rope_dim, kv_rank, .. } = *attention;
         if (2 * half, norm.width) != (rope_dim, kv_rank) {
-            let text = format!("{half} angles and a norm of {} for a latent of {kv_rank}+{rope_dim}", norm.width);
+            let text =
+                format!("{half} angles and a norm of {} for a latent of {kv_rank}+{rope_dim}", norm.width);
             return Err(Error::Bug(text));
         }
         let params = StoreLatent {

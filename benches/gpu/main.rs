@@ -1,11 +1,13 @@
-//! Steps on the GPU, start to next start, with random weights: how far from the floor?
+//! Steps on GPUs, start to next start, with random weights: how far from the floor?
 //!
 //! Sampling, log-probabilities and the advance of lanes are inside; slots are scattered; keys and values are those of real
-//! prompts. Arguments: `[decode] [prefill] [gap]`, all where none is given; `lanes=N` and `longest=N` bound the rows and
-//! contexts of decode steps; a path that ends in `.json` is the config of another shape than Llama-3.1-8B's. `$OUT` names
-//! a folder for the results as JSON.
+//! prompts. Arguments: `[decode] [prefill] [gap] [collectives]`, all but the last where none is given; `lanes=N` and
+//! `longest=N` bound the rows and contexts of decode steps; `ranks=N` cuts the model for so many GPUs; a path that ends in
+//! `.json` is the config of another shape than Llama-3.1-8B's. `$OUT` names a folder for the results as JSON.
 
 #![allow(missing_docs)]
+
+mod collectives;
 
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,8 @@ fn llama31_8b() -> serde_json::Value {
 /// What is measured, and how many slots it takes.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
+    /// GPUs; what follows of weights, bytes and operations is one's share.
+    ranks: usize,
     /// Most rows of a decode step.
     lanes: usize,
     /// Longest context of a decode step.
@@ -58,17 +62,19 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(spec: &DecoderSpec, lanes: usize, longest: usize) -> Sizes {
+    fn new(spec: &DecoderSpec, ranks: usize, lanes: usize, longest: usize) -> Sizes {
         let (table, kv) = ((spec.vocab * spec.hidden) as f64, spec.kv_elements_per_token() as f64 * 2.0);
         let tables = if spec.head == Head::Tied { 1.0 } else { 2.0 };
         let layer_weights = spec.n_parameters() as f64 - tables * table;
-        let attention = match spec.attention {
-            Attention::Heads(heads) => 4 * heads.heads * heads.head_dim,
-            Attention::Latent(latent) => 4 * latent.heads * latent.row_width(),
+        let share = 1.0 / ranks as f64;
+        let (attention, kv) = match spec.attention {
+            Attention::Heads(heads) => (4 * heads.heads * heads.head_dim, kv * share),
+            // Every rank keeps the whole latent.
+            Attention::Latent(latent) => (4 * latent.heads * latent.row_width(), kv),
         };
-        let attention = (attention * spec.layers.len()) as f64;
-        let (vocab, weights) = (spec.vocab, layer_weights + table);
-        Sizes { lanes, longest, vocab, weights, layer_weights, kv, attention }
+        let attention = (attention * spec.layers.len()) as f64 * share;
+        let (vocab, weights) = (spec.vocab, (layer_weights + table) * share);
+        Sizes { ranks, lanes, longest, vocab, weights, layer_weights: layer_weights * share, kv, attention }
     }
 
     /// Slots of a lane.
@@ -98,28 +104,35 @@ fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_part = |argument: &&String| !argument.contains(['=', '.']);
-    let wants = |name: &str| {
-        !wanted.iter().any(|argument| is_part(&argument)) || wanted.iter().any(|argument| argument == name)
-    };
+    let has = |name: &str| wanted.iter().any(|argument| argument == name);
+    let wants = |name: &str| !wanted.iter().any(|argument| is_part(&argument)) || has(name);
     let size = |name: &str, usual| {
         let value = wanted.iter().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='));
         value.map_or(usual, |value| value.parse().expect("a number"))
     };
+    let n_ranks = size("ranks", 1);
+    if has("collectives") {
+        collectives::run(n_ranks);
+    }
+    if !["decode", "prefill", "gap"].into_iter().any(wants) {
+        return;
+    }
     let config = wanted.iter().find(|argument| argument.ends_with(".json")).map_or_else(llama31_8b, |path| {
         serde_json::from_str(&std::fs::read_to_string(path).expect("a config")).expect("JSON")
     });
     let began = Instant::now();
     let model = resolve(&config);
-    let sizes = Sizes::new(&model.spec, size("lanes", 256), size("longest", 2048));
+    let sizes = Sizes::new(&model.spec, n_ranks, size("lanes", 256), size("longest", 2048));
     let checkpoint = Checkpoint::dummy_unmade(&model.spec, &model.names, DType::BF16, 1);
     let weights = Weights::open(&checkpoint, &model.spec, &model.names).expect("weights of this spec");
     let options = Options {
         device: Device::Cuda { dtype: DType::BF16 },
-        n_ranks: 1,
+        n_ranks,
         pool: PoolSize::Slots(sizes.n_slots()),
         n_lanes: sizes.lanes,
         max_step_tokens: STEP_TOKENS,
         graphs: true,
+        fault: None,
     };
     let parts = move |role, shard| weights.part(role, shard);
     let executor = match model::load(model.spec, parts, options, &|_, _| ()) {
@@ -129,6 +142,7 @@ fn main() {
             std::process::exit(1);
         }
     };
+    executor.info().links.iter().for_each(|links| println!("{links}"));
     println!("loaded, measured and recorded in {:.2} s", began.elapsed().as_secs_f64());
     let mut bench = Bench { executor, sizes, rows: Vec::new() };
     if wants("prefill") {
@@ -215,7 +229,7 @@ impl Bench {
                 time / floor,
                 tokens / time * 1e3
             );
-            self.rows.push(json!({"what": "prefill", "rows": n, "len": len, "ms": time, "floor_ms": floor}));
+            self.rows.push(json!({"what": "prefill", "ranks": self.sizes.ranks, "rows": n, "len": len, "ms": time, "floor_ms": floor}));
         }
     }
 
@@ -302,7 +316,7 @@ impl Bench {
                 time / floor,
                 n as f64 / time * 1e3
             );
-            let row = json!({"what": "decode", "rows": n, "context": context, "ms": time, "floor_ms": floor,
+            let row = json!({"what": "decode", "ranks": self.sizes.ranks, "rows": n, "context": context, "ms": time, "floor_ms": floor,
                 "one_by_one_ms": alone});
             self.rows.push(row);
         }
