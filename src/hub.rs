@@ -24,6 +24,9 @@ const CHECKPOINTS: [(&str, &str); 2] = [
 /// The branch that is meant where none is named.
 const DEFAULT_REVISION: &str = "main";
 
+/// Whether a file is weights, by its name.
+type IsWeights = fn(&str) -> bool;
+
 /// How far a download is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Download<'a> {
@@ -185,11 +188,11 @@ impl Hub {
 
     /// What tells the weight files of a repository from its others, where they are needed: those of `torch.save` are
     /// if there are no safetensors.
-    fn weight_files(&self, names: &[String]) -> Result<Option<fn(&str) -> bool>> {
+    fn weight_files(&self, names: &[String]) -> Result<Option<IsWeights>> {
         if self.without_weights {
             return Ok(None);
         }
-        let kinds: [fn(&str) -> bool; 2] = [is_safetensors, is_torch_file];
+        let kinds: [IsWeights; 2] = [is_safetensors, is_torch_file];
         let kind = kinds.into_iter().find(|is_weight_file| names.iter().any(|name| is_weight_file(name)));
         kind.map(Some).ok_or_else(no_weights)
     }

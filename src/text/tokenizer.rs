@@ -16,8 +16,14 @@ use super::pieces::{Pieces, REPLACEMENT};
 use super::settings::{Defaults, Settings, read_file};
 use crate::error::{Error, Result};
 
+/// Makes a tokenizer of a file and what else is in its folder.
+type Load = fn(&[u8], &Path) -> Result<Tokenizer>;
 /// Files that hold a vocabulary, in the order in which they are looked for.
-const VOCABULARIES: [&str; 3] = ["tokenizer.json", "tokenizer.model", "qwen.tiktoken"];
+const VOCABULARIES: [(&str, Load); 3] = [
+    ("tokenizer.json", Tokenizer::from_json),
+    ("tokenizer.model", Tokenizer::from_sentencepiece),
+    ("qwen.tiktoken", Tokenizer::from_tiktoken),
+];
 /// Ids at or above this are a broken file's: tables over ids are that long.
 const MAX_IDS: u32 = 1 << 24;
 /// Longest prompt, in bytes: some two million tokens, for which the tokenizer takes 200 times as much memory.
@@ -53,19 +59,18 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Checkpoint`] where all are missing, or one is broken.
     pub fn load(folder: &Path) -> Result<Tokenizer> {
-        let load: [fn(&[u8], &Path) -> Result<Tokenizer>; 3] =
-            [Tokenizer::from_json, Tokenizer::from_sentencepiece, Tokenizer::from_tiktoken];
-        for (name, load) in VOCABULARIES.into_iter().zip(load) {
+        for (name, load) in VOCABULARIES {
             if let Some(file) = read_file(folder, name)? {
                 return load(&file, folder);
             }
         }
-        Err(Error::Checkpoint(format!("the model has none of {}", VOCABULARIES.join(", "))))
+        let names = VOCABULARIES.map(|(name, _)| name).join(", ");
+        Err(Error::Checkpoint(format!("the model has none of {names}")))
     }
 
     /// Whether a model folder has a tokenizer.
     pub fn is_in(folder: &Path) -> bool {
-        VOCABULARIES.iter().any(|name| folder.join(name).exists())
+        VOCABULARIES.iter().any(|(name, _)| folder.join(name).exists())
     }
 
     fn from_json(file: &[u8], folder: &Path) -> Result<Tokenizer> {
