@@ -36,6 +36,24 @@ fn write(file: &'static str, text: &'static [u8]) -> impl Fn(&Path) {
     move |folder| fs::write(folder.join(file), text).unwrap()
 }
 
+/// Takes the weights away, and puts a file of `fixtures/torch` in their place, or the first `share` of it.
+fn torch(source: &'static str, share: f64) -> impl Fn(&Path) {
+    move |folder| {
+        fs::remove_file(folder.join("model.safetensors")).unwrap();
+        fs::copy(fixture("torch").join(source), folder.join("pytorch_model.bin")).unwrap();
+        truncate("pytorch_model.bin", share)(folder);
+    }
+}
+
+/// Takes `tokenizer.json` away, and puts a file of `fixtures/tokenizers` in its place, or the first `share` of it.
+fn vocabulary(kind: &'static str, file: &'static str, share: f64) -> impl Fn(&Path) {
+    move |folder| {
+        fs::remove_file(folder.join("tokenizer.json")).unwrap();
+        fs::copy(fixture("tokenizers").join(kind).join(file), folder.join(file)).unwrap();
+        truncate(file, share)(folder);
+    }
+}
+
 /// Keeps a share of a file's bytes.
 fn truncate(file: &'static str, share: f64) -> impl Fn(&Path) {
     move |folder| {
@@ -120,6 +138,21 @@ fn cases() -> Vec<Case> {
         case("missing tensor", "llama", &[UP], retensor(|tensors| drop(tensors.remove(UP)))),
         case("transposed tensor", "llama", &[UP], retensor(transposed)),
         case("tensor of integers", "llama", &[UP], retensor(of_integers)),
+        case("code for weights", "llama", &["pytorch_model.bin", "posix.system"], torch("code.bin", 1.0)),
+        case("old torch file", "llama", &["pytorch_model.bin", "before 1.6"], torch("legacy.bin", 1.0)),
+        case("cut torch file", "llama", &["pytorch_model.bin"], torch("nested.bin", 0.9)),
+        case("empty torch file", "llama", &["pytorch_model.bin"], torch("nested.bin", 0.0)),
+        case("endless tensor", "llama", &["pytorch_model.bin", "tensor", "big"], torch("repeated.bin", 1.0)),
+        case("another model's torch file", "llama", &["embed_tokens"], torch("nested.bin", 1.0)),
+        case("missing torch file", "llama", &["pytorch_model-7.bin"], |folder| {
+            remove("model.safetensors")(folder);
+            let index = r#"{"weight_map": {"model.norm.weight": "pytorch_model-7.bin"}}"#;
+            fs::write(folder.join("pytorch_model.bin.index.json"), index).unwrap();
+        }),
+        case("cut pieces", "llama", &["tokenizer.model"], vocabulary("sp-bpe", "tokenizer.model", 0.5)),
+        case("no pieces", "llama", &["tokenizer.model"], vocabulary("sp-bpe", "tokenizer.model", 0.0)),
+        case("cut ranks", "llama", &["qwen.tiktoken"], vocabulary("qwen", "qwen.tiktoken", 0.1)),
+        case("no ranks", "llama", &["qwen.tiktoken"], vocabulary("qwen", "qwen.tiktoken", 0.0)),
         case("missing file", "llama-sharded", &["00002"], remove("model-00002-of-00003.safetensors")),
         case("cut index", "llama-sharded", &["index"], truncate("model.safetensors.index.json", 0.5)),
         case("index that leaves", "llama-sharded", &["index"], |folder| {

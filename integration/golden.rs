@@ -159,6 +159,7 @@ goldens! {
     qwen3: "qwen3" on [1, 2, 4];
     qwen3_with_experts: "qwen3-moe" on [1, 2, 4];
     deepseek_v2_lite: "deepseek-v2-lite" on [1, 2, 4];
+    deepseek_v2_with_narrow_values: "deepseek-v2-narrow" on [1, 2, 4];
     deepseek_v2: "deepseek-v2" on [1, 2, 4];
     deepseek_v3: "deepseek-v3" on [1, 2, 4];
     gemma2: "gemma2" on [1, 2, 4];
@@ -182,7 +183,7 @@ goldens! {
     baichuan2_13b: "baichuan2-13b" on [1, 2];
     chatglm2: "chatglm2" on [1, 2, 4];
     bloom: "bloom" on [1, 2];
-    bloom_without_its_prefix: "bloom-residual" on [1, 2, 4];
+    bloom_without_its_prefix: "bloom-bare" on [1, 2, 4];
     starcoder: "gpt-bigcode" on [1, 2, 4];
     starcoder_with_the_other_gelu: "gpt-bigcode-tanh" on [1, 2, 4];
     starcoder_with_all_kv_heads: "gpt-bigcode-mha" on [1, 2, 4];

@@ -12,7 +12,7 @@ use crate::support::driver::{Asked, Driver, Got, all, prompt};
 use crate::support::golden::Golden;
 use crate::support::{EngineOptions, start_engine};
 
-const OPTIONS: EngineOptions = EngineOptions {
+pub const OPTIONS: EngineOptions = EngineOptions {
     n_ranks: 1,
     n_slots: 2000,
     own_slots: 1000,
@@ -26,14 +26,14 @@ fn drive(golden: &Golden, options: EngineOptions) -> Driver {
     Driver::new(start_engine(&golden.folder, options))
 }
 
-fn same(got: &[Got], expected: &[Got], what: &str) {
+pub fn same(got: &[Got], expected: &[Got], what: &str) {
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert_eq!(got, expected, "request {index}, {what}");
     }
 }
 
 /// Ids are equal, numbers nearly.
-fn alike(got: &[Got], expected: &[Got], what: &str) {
+pub fn alike(got: &[Got], expected: &[Got], what: &str) {
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert_eq!(got.ids, expected.ids, "request {index}, {what}");
         assert_eq!(got.top_ids, expected.top_ids, "request {index}, {what}");

@@ -3,11 +3,13 @@
 mod abandoned;
 mod bench;
 mod broken_models;
+mod families;
 mod faults;
 mod golden;
 mod hostile;
 mod invariance;
 mod launcher;
+mod loading;
 mod neighbours;
 mod process;
 mod protocol;

@@ -1,10 +1,11 @@
 // Attention of one query a row over cached latents: keys are whole rows, values the rows' latents, for all heads.
 //
 // Sixteen query heads are the rows of a tensor-core product, which is bound by the reading of the cache up to there;
-// more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Blocks of 64 keys
-// arrive by bulk copies, one a key, 16 bytes further apart than they are long, so that eight keys' chunks of a column
-// lie in different banks. Eight warps make the scores, a quarter of the keys and half of the inputs each, and then sum
-// an eighth of the values each over all keys. What the plan cut is merged by a second kernel in the order of the keys.
+// more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Four warps copy blocks
+// of 64 keys, 16 bytes further apart than they are long, so that eight keys' chunks of a column lie in different banks.
+// (Bulk copies, one a key, are a tenth slower.) Eight warps make the scores, a quarter of the keys and half of the inputs each, and then sum
+// an eighth of the values each over all keys. What the plan cut is merged in the order of the keys: a few pieces of a
+// row by the last of its thread blocks to arrive, more of them by many thread blocks of a second kernel.
 
 #include "common.cuh"
 #include "decode_plan.cuh"
@@ -20,12 +21,13 @@ constexpr int kDim = kRank + kRope;
 constexpr int kHeads = 16;  // Of a pass.
 constexpr int kConsumerWarps = 8;
 constexpr int kConsumers = kConsumerWarps * kWarp;
-constexpr int kThreads = kConsumers + kWarp;
+constexpr int kCopyWarps = 4;
+constexpr int kThreads = kConsumers + kCopyWarps * kWarp;
 constexpr int kStages = 3;
 constexpr int kKeyBytes = kDim * 2;
 constexpr int kKeyPitch = kKeyBytes + 16;
 constexpr int kStageBytes = kBlockKeys * kKeyPitch;
-constexpr int kWarpValues = kRank / kConsumerWarps;
+[[maybe_unused]] constexpr int kWarpValues = kRank / kConsumerWarps;
 constexpr int kWeightPitch = (kBlockKeys + 8) * 2;
 constexpr int kMergeThreads = kRank / 4;
 
@@ -36,6 +38,7 @@ struct Shared {
   float maxima[kHeads][kConsumerWarps];
   float sums[kHeads][kConsumerWarps];
   uint64_t full[kStages], empty[kStages];
+  bool last;  // Whether this thread block merges.
 };
 constexpr int kSharedBytes = kStages * kStageBytes + static_cast<int>(sizeof(Shared));
 static_assert(kSharedBytes <= 227 * 1024);
@@ -44,8 +47,12 @@ static_assert(kSharedBytes <= 227 * 1024);
 struct LatentPieces {
   float *sums;     // [2 * parts][kHeads][kRank]
   float2 *states;  // [2 * parts][kHeads] largest score, sum of weights
-  int2 *cuts;      // [passes][max_rows] first and last part; the same where the row was not cut
+  unsigned *arrivals;  // [parts] of the row that begins in a part and is cut; 0 between launches
+  int2 *cuts;          // [passes][max_rows] first and last part; the same where nothing is left to merge
 };
+
+// Pieces of a row that its last thread block merges.
+constexpr int kFewPieces = 4;
 
 // A part holds pieces of at most two rows, of which at most one begins in it.
 __device__ __forceinline__ int64_t piece_at(int part, int first_part) { return 2 * part + (part == first_part); }
@@ -67,9 +74,9 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive_expecting(uint64_t *barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
+// Arrives once the thread's copies so far have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t *barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity) {
@@ -81,17 +88,59 @@ __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
       : "memory");
 }
 
-// Copies a cached row, and reports its bytes to `barrier`.
-__device__ __forceinline__ void copy_key(uint32_t to, const void *from, uint64_t *barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(kKeyBytes), "r"(shared_address(barrier))
-               : "memory");
-}
-
 // Named barriers: 0 is __syncthreads.
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
 __device__ __forceinline__ void sync_pair(int pair) {
   asm volatile("bar.sync %0, %1;" ::"r"(2 + pair), "n"(2 * kWarp) : "memory");
+}
+
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+// Tells that a thread block's piece is in the workspace; true: all of the row's are.
+__device__ __forceinline__ bool arrive(unsigned *arrivals, int pieces) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
+  if (static_cast<int>(before) + 1 < pieces) return false;
+  *arrivals = 0;
+  return true;
+}
+
+// Merges a head's few pieces, the columns that a thread has: two of each eight from `column` on.
+template <typename T>
+__device__ __forceinline__ void merge_few(const LatentPieces &pieces, int first_part, int last_part, int head,
+                                          int column, T *out) {
+  int64_t at[kFewPieces];
+  float2 parts[kFewPieces];
+  float weights[kFewPieces];
+  SoftmaxState state;
+#pragma unroll
+  for (int i = 0; i < kFewPieces; ++i) {
+    at[i] = piece_at(min(first_part + i, last_part), first_part) * kHeads + head;
+    parts[i] = __ldcg(pieces.states + at[i]);
+    if (first_part + i > last_part) parts[i] = make_float2(kMinusInfinity, 0.f);
+    state.max = fmaxf(state.max, parts[i].x);
+  }
+#pragma unroll
+  for (int i = 0; i < kFewPieces; ++i) {
+    weights[i] = state.weight(parts[i].x);
+    state.sum += weights[i] * parts[i].y;
+  }
+  const float factor = state.normaliser();
+#pragma unroll
+  for (int n = 0; n < kWarpValues / 8; ++n) {
+    float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int i = 0; i < kFewPieces; ++i) {
+      if (first_part + i > last_part) continue;
+      const float2 x = __ldcg(reinterpret_cast<const float2 *>(pieces.sums + at[i] * kRank + column + n * 8));
+      sum.x += weights[i] * x.x;
+      sum.y += weights[i] * x.y;
+    }
+    *reinterpret_cast<typename Pair<T>::type *>(out + n * 8) =
+        from_float2<T>(make_float2(sum.x * factor, sum.y * factor));
+  }
 }
 
 #endif
@@ -107,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + stage, 1);
+      barrier_init(shared.full + stage, kCopyWarps * kWarp);
       barrier_init(shared.empty + stage, kConsumerWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -118,17 +167,16 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
     return;
   }
 
-  if (warp == kConsumerWarps) {  // the copies
+  if (warp >= kConsumerWarps) {  // the copies, of sixteen keys a warp
+    constexpr int kKeys = kBlockKeys / kCopyWarps, kChunks = kKeyBytes / 16;
+    const int first = (warp - kConsumerWarps) * kKeys;
     Cursor ahead(table, part);
-    uint32_t slots[kBlockKeys / kWarp];
+    uint32_t slot;  // Of key lane % kKeys.
     bool new_keys;  // The block holds the row's last key.
     const auto take = [&] {
-#pragma unroll
-      for (int i = 0; i < kBlockKeys / kWarp; ++i) {
-        // Beyond the row's end its last key again: a weight of zero must not meet a NaN.
-        const int key = max(min(ahead.key(table, i * kWarp + lane), ahead.now.kv_len - 1), 0);
-        slots[i] = p.slots[ahead.now.lane * p.slots_stride + key];
-      }
+      // Beyond the row's end its last key again: a weight of zero must not meet a NaN.
+      const int key = max(min(ahead.key(table, first + lane % kKeys), ahead.now.kv_len - 1), 0);
+      slot = p.slots[ahead.now.lane * p.slots_stride + key];
       new_keys = ahead.at_row_end();
     };
     take();
@@ -140,13 +188,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
       }
       const int stage = i % kStages;
       if (i >= kStages) barrier_wait(shared.empty + stage, (i / kStages - 1) & 1);
-      if (lane == 0) barrier_arrive_expecting(shared.full + stage, kBlockKeys * kKeyBytes);
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < kBlockKeys / kWarp; ++j) {
-        copy_key(shared_address(stages) + stage * kStageBytes + (j * kWarp + lane) * kKeyPitch,
-                 static_cast<const T *>(p.cache) + static_cast<int64_t>(slots[j]) * kDim, shared.full + stage);
+      const uint32_t to = shared_address(stages) + stage * kStageBytes + first * kKeyPitch;
+#pragma unroll 12
+      for (int j = 0; j < kKeys * kChunks / kWarp; ++j) {
+        const int key = (j * kWarp + lane) / kChunks, chunk = (j * kWarp + lane) % kChunks;
+        const int64_t from = __shfl_sync(0xffffffffu, slot, key);
+        cp_async_16(to + key * kKeyPitch + chunk * 16, static_cast<const T *>(p.cache) + from * kDim + chunk * 8, true);
       }
+      barrier_arrive_after_copies(shared.full + stage);
       if (i + 1 < part.blocks) {
         ahead.advance(table, part);
         take();
@@ -273,8 +322,10 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
       const int block = static_cast<int>(blockIdx.x);
       const int first_part = piece_block > 0 ? part.first_part : block;
       const int last_part = row_end ? block : part.last_part;
+      const int pieces = last_part - first_part + 1;
       if (row_end && threadIdx.x == 0) {
-        args.pieces.cuts[here.head * p.max_rows + here.row] = make_int2(first_part, last_part);
+        args.pieces.cuts[here.head * p.max_rows + here.row] =
+            pieces > kFewPieces ? make_int2(first_part, last_part) : make_int2(0, 0);
       }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -284,6 +335,11 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
         if (t == 0) shared.sums[g + c * 8][warp] = sum;
       }
       sync_consumers();
+      const int column = warp * kWarpValues + 2 * t;
+      const auto out_of = [&](int head) {
+        return static_cast<T *>(p.out) + here.now.token * p.out_stride +
+               static_cast<int64_t>(first_head + head) * kRank + column;
+      };
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int head = g + c * 8;
@@ -292,10 +348,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
 #pragma unroll
         for (int w = 0; w < kConsumerWarps; ++w) state.sum += shared.sums[head][w];
         if (head < n_heads) {
-          const int column = warp * kWarpValues + 2 * t;
-          if (first_part == last_part) {
-            T *const out = static_cast<T *>(p.out) + here.now.token * p.out_stride +
-                           static_cast<int64_t>(first_head + head) * kRank + column;
+          if (pieces == 1) {
+            T *const out = out_of(head);
             const float factor = state.normaliser();
 #pragma unroll
             for (int n = 0; n < kWarpValues / 8; ++n) {
@@ -315,6 +369,15 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
         states[c] = SoftmaxState();
 #pragma unroll
         for (int n = 0; n < kWarpValues / 8; ++n) values[n][2 * c] = values[n][2 * c + 1] = 0.f;
+      }
+      if (pieces > 1 && pieces <= kFewPieces) {
+        sync_consumers();
+        if (threadIdx.x == 0) shared.last = arrive(args.pieces.arrivals + first_part, pieces);
+        sync_consumers();
+        if (shared.last) {
+          if (g < n_heads) merge_few(args.pieces, first_part, last_part, g, column, out_of(g));
+          if (g + 8 < n_heads) merge_few(args.pieces, first_part, last_part, g + 8, column, out_of(g + 8));
+        }
       }
       piece_block = here.tail == 1 ? part.block : 0;
     }
@@ -373,7 +436,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_latent(const __grid_const
   }
 }
 
-// ---- other widths, and devices without bulk copies ----
+// ---- other widths, and older devices ----
 
 constexpr int kAnyThreads = 128;
 
@@ -455,6 +518,8 @@ int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 int64_t sums_bytes() { return align_256(int64_t{2} * max_parts() * kHeads * kRank * static_cast<int64_t>(sizeof(float))); }
 int64_t states_bytes() { return align_256(int64_t{2} * max_parts() * kHeads * static_cast<int64_t>(sizeof(float2))); }
 
+int64_t arrivals_bytes() { return align_256(max_parts() * static_cast<int64_t>(sizeof(unsigned))); }
+
 template <typename T>
 int launch_own(const LatentArgs &args, kv_stream stream) {
   const cudaError_t error =
@@ -483,8 +548,9 @@ extern "C" {
 int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t row_width) {
   using namespace kv;
   if (!has_own_kernel(row_width)) return 0;
-  return sums_bytes() + states_bytes() +
-         static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) * static_cast<int64_t>(sizeof(int2));
+  return sums_bytes() + states_bytes() + arrivals_bytes() +
+         static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) *
+             static_cast<int64_t>(sizeof(int2));
 }
 
 int kv_plan_latent(const kv_plan_latent_params *params, kv_stream stream) {
@@ -515,8 +581,10 @@ int kv_attend_latent(const kv_attend_latent_params *params, kv_stream stream) {
   args.scale = p.scale * kLog2e;
   args.passes = ceil_div(p.heads, kHeads);
   auto *const workspace = static_cast<unsigned char *>(p.workspace);
-  args.pieces = {reinterpret_cast<float *>(workspace), reinterpret_cast<float2 *>(workspace + sums_bytes()),
-                 reinterpret_cast<int2 *>(workspace + sums_bytes() + states_bytes())};
+  auto *const states = workspace + sums_bytes();
+  auto *const arrivals = states + states_bytes();
+  args.pieces = {reinterpret_cast<float *>(workspace), reinterpret_cast<float2 *>(states),
+                 reinterpret_cast<unsigned *>(arrivals), reinterpret_cast<int2 *>(arrivals + arrivals_bytes())};
   return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_own<T>(args, stream); });
 }
 

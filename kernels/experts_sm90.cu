@@ -14,13 +14,18 @@
 namespace kv {
 namespace {
 
-constexpr int kStageInputs = 64;  // Rows of 128 bytes, the widest swizzle.
-constexpr int kStageRowBytes = 128;
+constexpr int kPanelInputs = 64;  // Rows of 128 bytes, the widest swizzle.
+constexpr int kPanelRowBytes = 128;
+// Panels of a stage. A step of the loop has a cost of its own, which a narrow tile pays with two of them only.
+constexpr int panels_of(int warpgroups) { return warpgroups == 1 ? 2 : 1; }
 constexpr int kWarpgroup = 128;
 constexpr int kMaxStages = 24;
 // Of shared memory, before the stages: barriers, then the experts that have rows.
 constexpr int kBarrierBytes = 1024;
 constexpr int kSharedBytes = 227 * 1024;
+// Of products of so few rows that their start counts: the next one's blocks fit beside, and load while this one ends.
+constexpr int kFewRows = 16;
+constexpr int kFewRowsSharedBytes = 113 * 1024;
 struct GroupedArgs {
   GroupedProduct product;
   int stages;
@@ -87,7 +92,10 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kBlockRows = kWarpgroups * 64;
   constexpr int kConsumerWarps = kWarpgroups * 4;
-  constexpr int kWeightBytes = kColumns * kStageRowBytes;
+  constexpr int kPanels = panels_of(kWarpgroups);
+  constexpr int kStageInputs = kPanels * kPanelInputs;
+  constexpr int kPanelBytes = kColumns * kPanelRowBytes;
+  constexpr int kWeightBytes = kPanels * kPanelBytes;
   constexpr int kHalf = kColumns / 2;
 
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -95,12 +103,14 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
   const uint32_t full = shared_address(shared);
   const uint32_t empty = full + kMaxStages * 8;
   const uint32_t x_stages = full + kBarrierBytes + args.list_bytes;
-  const int x_bytes = args.x_rows * kStageRowBytes;
+  const int x_panel_bytes = args.x_rows * kPanelRowBytes;
+  const int x_bytes = kPanels * x_panel_bytes;
   const uint32_t weight_stages = x_stages + args.stages * x_bytes;
   ExpertRows *const list = reinterpret_cast<ExpertRows *>(shared + kBarrierBytes);
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
+    prefetch_map(weight_map);
     for (int stage = 0; stage < args.stages; ++stage) {
       barrier_init(full + stage * 8, 1 + kGatherWarps * kWarp);
       barrier_init(empty + stage * 8, kConsumerWarps);
@@ -137,9 +147,12 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
           const uint32_t to = weight_stages + ring.stage * kWeightBytes;
           if (loaded >= args.stages) barrier_wait(empty + ring.stage * 8, ring.parity ^ 1);
           barrier_arrive_expecting(barrier, kWeightBytes);
-          load_box(to, weight_map, step * kStageInputs, row, barrier, policy);
-          if (p.gate) {
-            load_box(to + kWeightBytes / 2, weight_map, step * kStageInputs, row + out_columns, barrier, policy);
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) {
+            const int input = step * kStageInputs + panel * kPanelInputs;
+            const uint32_t at = to + panel * kPanelBytes;
+            load_box(at, weight_map, input, row, barrier, policy);
+            if (p.gate) load_box(at + kPanelBytes / 2, weight_map, input, row + out_columns, barrier, policy);
           }
           ring.advance(args.stages);
         }
@@ -164,7 +177,7 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
     const int thread = threadIdx.x - (kConsumerWarps + 1) * kWarp;
     const int own_row = thread / 8, chunk = thread % 8;
     // Rows of passes differ by multiples of eight, so the swizzle is the same in each.
-    const uint32_t own_to = x_stages + own_row * kStageRowBytes + ((chunk ^ (own_row & 7)) << 4);
+    const uint32_t own_to = x_stages + own_row * kPanelRowBytes + ((chunk ^ (own_row & 7)) << 4);
     int issued = 0;
     for (int number = blockIdx.x; number < n_tiles; number += gridDim.x) {
       const GroupedTile tile = walk.tile(number);
@@ -177,12 +190,16 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
       }
       for (int step = 0; step < steps; ++step, ++issued) {
         if (issued >= args.stages) barrier_wait(empty + ring.stage * 8, ring.parity ^ 1);
-        const bool inside = step * kStageInputs + chunk * 8 < p.inputs;
-        const uint32_t to = own_to + ring.stage * x_bytes;
 #pragma unroll
-        for (int i = 0; i < kPasses; ++i) {
-          if (i * kRowsAtOnce + own_row < tile.count) {
-            copy_16(to + i * kRowsAtOnce * kStageRowBytes, inside ? from[i] + step * kStageInputs : from[i], inside);
+        for (int panel = 0; panel < kPanels; ++panel) {
+          const int input = step * kStageInputs + panel * kPanelInputs;
+          const bool inside = input + chunk * 8 < p.inputs;
+          const uint32_t to = own_to + ring.stage * x_bytes + panel * x_panel_bytes;
+#pragma unroll
+          for (int i = 0; i < kPasses; ++i) {
+            if (i * kRowsAtOnce + own_row < tile.count) {
+              copy_16(to + i * kRowsAtOnce * kPanelRowBytes, inside ? from[i] + input : from[i], inside);
+            }
           }
         }
         barrier_arrive_after_copies(full + ring.stage * 8);
@@ -196,21 +213,26 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
   for (int number = blockIdx.x; number < n_tiles; number += gridDim.x) {
     const GroupedTile tile = walk.tile(number);
     const int own_rows = tile.count - warpgroup * 64;  // None or fewer: this warpgroup only keeps the ring going.
-    float sums[kColumns / 2];
+    // A chain of products for each panel, since one waits for itself.
+    float chains[kPanels][kColumns / 2];
 #pragma unroll
-    for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0.f;
+    for (int i = 0; i < kPanels * kColumns / 2; ++i) chains[i % kPanels][i / kPanels] = 0.f;
     int previous = 0;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-      const uint32_t x = x_stages + ring.stage * x_bytes + warpgroup * 64 * kStageRowBytes;
+      const uint32_t x = x_stages + ring.stage * x_bytes + warpgroup * 64 * kPanelRowBytes;
       const uint32_t weights = weight_stages + ring.stage * kWeightBytes;
       barrier_wait(full + ring.stage * 8, ring.parity);
       if (own_rows > 0) {
         copies_fence();
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < kStageRowBytes; k += 32) {
-          Wgmma<kColumns>::template add<T>(sums, wgmma_operand(x + k), wgmma_operand(weights + k));
+        for (int k = 0; k < kPanelRowBytes; k += 32) {
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) {
+            Wgmma<kColumns>::template add<T>(chains[panel], wgmma_operand(x + panel * x_panel_bytes + k),
+                                             wgmma_operand(weights + panel * kPanelBytes + k));
+          }
         }
         wgmma_commit();
         wgmma_wait<1>();
@@ -222,6 +244,12 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
     wgmma_wait<0>();
     if (lane == 0) barrier_arrive(empty + previous * 8);
     if (own_rows <= 0) continue;
+    float(&sums)[kColumns / 2] = chains[0];
+#pragma unroll
+    for (int panel = 1; panel < kPanels; ++panel) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; ++i) sums[i] += chains[panel][i];
+    }
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -289,12 +317,12 @@ EncodeTiled encode_tiled() {
   return function;
 }
 
-// A map of boxes of `box_rows` rows by one stage's inputs over the weights of all groups.
+// A map of boxes of `box_rows` rows by one panel's inputs over the weights of all groups.
 bool make_map(CUtensorMap *map, const GroupedProduct &p, int box_rows) {
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(p.inputs),
                                static_cast<cuuint64_t>(p.groups) * static_cast<cuuint64_t>(p.outputs)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(p.inputs) * 2};
-  const cuuint32_t box[2] = {kStageInputs, static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t box[2] = {kPanelInputs, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
   const auto type = p.dtype == KV_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   return encode_tiled() != nullptr &&
@@ -309,15 +337,16 @@ double cost(const GroupedProduct &p, int warpgroups, int columns) {
   const double blocks = static_cast<double>(divide_up(std::max(p.expected_rows, 1), block_rows)) *
                         std::max(p.expected_groups, 1);
   const double tiles = blocks * divide_up(p.outputs, columns);
-  const double tile_inputs = divide_up(p.inputs, kStageInputs) * kStageInputs;
+  const int stage_inputs = panels_of(warpgroups) * kPanelInputs;
+  const double tile_inputs = divide_up(p.inputs, stage_inputs) * stage_inputs;
   const double rows = std::min(p.expected_rows, block_rows);
   const double busy = std::ceil(tiles / multiprocessors());
   const double weight_bytes = tile_inputs * columns * 2, x_bytes = tile_inputs * rows * 2;
   const double from_memory = weight_bytes / 19 * std::max(p.expected_groups, 1) / blocks;
   const double from_cache = (weight_bytes + x_bytes) / 42;
   const double multiplied = tile_inputs * columns * block_rows / 2048 * 1.15;
-  // A step has a cost of its own, a tile an end.
-  return busy * (std::max({from_memory, from_cache, multiplied, tile_inputs / kStageInputs * 250}) + 600);
+  // A tile has an end that nothing hides.
+  return busy * (std::max({from_memory, from_cache, multiplied}) + 600);
 }
 
 template <typename T, int kWarpgroups, int kColumns>
@@ -330,10 +359,11 @@ int launch_tiling(const GroupedProduct &p, kv_stream stream) {
   args.x_rows = std::min(kWarpgroups * 64, divide_up(p.rows, 8) * 8);
   args.list_bytes =
       p.n_experts == nullptr ? 0 : divide_up(p.groups * static_cast<int>(sizeof(ExpertRows)), 1024) * 1024;
-  const int stage_bytes = (args.x_rows + kColumns) * kStageRowBytes;
+  const int stage_bytes = panels_of(kWarpgroups) * (args.x_rows + kColumns) * kPanelRowBytes;
   const int before = kBarrierBytes + args.list_bytes;
   // Descriptors reach over a warpgroup's 64 rows, also where a stage has fewer: the last one's end in the weights.
-  args.stages = std::min((kSharedBytes - before) / stage_bytes, kMaxStages);
+  const int budget = p.rows <= kFewRows ? kFewRowsSharedBytes : kSharedBytes;
+  args.stages = std::min((budget - before) / stage_bytes, kMaxStages);
   const int bytes = before + args.stages * stage_bytes;
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return static_cast<int>(status);
@@ -345,14 +375,13 @@ int launch_columns(const GroupedProduct &p, kv_stream stream) {
   const bool wide = grouped_block_rows(p.expected_rows) == kWideRows;
   int best = 0;
   double least = 0;
-  for (const int columns : {256, 128, 64, 32}) {
+  for (const int columns : {256, 128, 64}) {
     if (wide ? columns < 128 : columns == 256) continue;
     const double needed = cost(p, wide ? 2 : 1, columns);
     if (best == 0 || needed < least) best = columns, least = needed;
   }
   if (wide) return best == 256 ? launch_tiling<T, 2, 256>(p, stream) : launch_tiling<T, 2, 128>(p, stream);
-  if (best == 128) return launch_tiling<T, 1, 128>(p, stream);
-  return best == 64 ? launch_tiling<T, 1, 64>(p, stream) : launch_tiling<T, 1, 32>(p, stream);
+  return best == 128 ? launch_tiling<T, 1, 128>(p, stream) : launch_tiling<T, 1, 64>(p, stream);
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ __global__ void gate(kv_gate_params p) {
     }
     reinterpret_cast<Vec8<T> *>(out)[unit] = result;
   } else if (unit < p.width) {
-    out[unit] = from_float<T>(gated(p.activation, p.limit, to_float(row[unit]), to_float(row[p.width + unit])));
+    const float g = to_float(row[unit]), u = to_float(row[p.width + unit]);
+    out[unit] = from_float<T>(gated(p.activation, p.limit, g, u));
   }
 }
 

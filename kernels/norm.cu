@@ -1,4 +1,4 @@
-// Norms: one block a row, the row kept in registers between its passes.
+// Norms: one block a row, or of many rows one warp, the row kept in registers between its passes.
 
 #include "common.cuh"
 
@@ -8,8 +8,9 @@ namespace {
 constexpr int kVectors = 2;  // of eight numbers, a thread
 constexpr int kMaxThreads = 1024;
 
-// Root mean square norm (Zhang and Sennrich, arXiv 1910.07467) and layer norm (Ba et al., arXiv 1607.06450), rounded
-// once. The variance is that of the distances from the mean: a mean of squares would lose it where the mean is large.
+// Root mean square norm (Zhang and Sennrich, arXiv 1910.07467) and layer norm (Ba et al., arXiv 1607.06450),
+// rounded once. The variance is that of the distances from the mean: a mean of squares would lose it where the
+// mean is large.
 template <typename T, int kThreads, int kKind>
 __global__ void __launch_bounds__(kThreads) norm(kv_norm_params p) {
   __shared__ float shared[kThreads / kWarp];
@@ -94,8 +95,63 @@ __global__ void __launch_bounds__(kThreads) norm(kv_norm_params p) {
   }
 }
 
+constexpr int kWarpsOfRows = 8;  // of a block, each with its row
+// Rows from which there are warps enough for every multiprocessor.
+constexpr int kManyRows = 1024;
+
+// The root mean square norm with a warp a row, with kPerLane vectors a lane under way.
+template <typename T, int kKind, int kPerLane>
+__global__ void __launch_bounds__(kWarpsOfRows *kWarp) norm_by_warps(kv_norm_params p) {
+  grid_wait();
+  grid_launch_dependents();
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarpsOfRows + threadIdx.x / kWarp;
+  if (row >= p.rows) return;
+  const int lane = threadIdx.x % kWarp, n_vectors = p.width / 8;
+  const auto *const x = reinterpret_cast<const Vec8<T> *>(static_cast<const T *>(p.x) + row * p.x_stride);
+  const auto *const weight = static_cast<const Vec8<T> *>(p.weight);
+  auto *const out = reinterpret_cast<Vec8<T> *>(static_cast<T *>(p.out) + row * p.out_stride);
+  Vec8<T> held[kPerLane] = {};
+#pragma unroll
+  for (int v = 0; v < kPerLane; ++v) {
+    if (v * kWarp + lane < n_vectors) held[v] = x[v * kWarp + lane];
+  }
+  float sum = 0.f;
+#pragma unroll
+  for (int v = 0; v < kPerLane; ++v) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = to_float2(held[v].pairs[i]);
+      sum += pair.x * pair.x + pair.y * pair.y;
+    }
+  }
+  const float scale = rsqrtf(warp_sum(sum) / p.width + p.eps);
+#pragma unroll
+  for (int v = 0; v < kPerLane; ++v) {
+    const int at = v * kWarp + lane;
+    if (at >= n_vectors) continue;
+    const Vec8<T> factors = weight[at];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = to_float2(held[v].pairs[i]);
+      float2 factor = to_float2(factors.pairs[i]);
+      if constexpr (kKind == KV_RMS_ONE_PLUS) factor = make_float2(factor.x + 1.f, factor.y + 1.f);
+      held[v].pairs[i] = from_float2<T>(make_float2(pair.x * scale * factor.x, pair.y * scale * factor.y));
+    }
+    out[at] = held[v];
+  }
+}
+
 template <typename T, int kKind>
 int launch_norm(const kv_norm_params &p, kv_stream stream) {
+  if constexpr (kKind != KV_LAYER) {
+    constexpr int kFew = 16, kMany = 32;
+    if (p.rows >= kManyRows && !p.add && p.width % 8 == 0 && p.width <= 8 * kWarp * kMany) {
+      const auto kernel =
+          p.width <= 8 * kWarp * kFew ? norm_by_warps<T, kKind, kFew> : norm_by_warps<T, kKind, kMany>;
+      const dim3 blocks((p.rows + kWarpsOfRows - 1) / kWarpsOfRows);
+      return launch(kernel, blocks, dim3(kWarpsOfRows * kWarp), 0, stream, p);
+    }
+  }
   const dim3 grid(p.rows);
   if (p.width <= 8 * kVectors * 256) return launch(norm<T, 256, kKind>, grid, dim3(256), 0, stream, p);
   if (p.width <= 8 * kVectors * 512) return launch(norm<T, 512, kKind>, grid, dim3(512), 0, stream, p);

@@ -1,5 +1,5 @@
-// Rotary embedding of queries and keys (Su et al., arXiv 2104.09864), and the store of keys and values; before it, the
-// norm of each head where there is one.
+// Rotary embedding of queries and keys (Su et al., arXiv 2104.09864), and the store of keys and values; before it,
+// the norm of each head where there is one.
 
 #include "common.cuh"
 
@@ -10,7 +10,8 @@ namespace {
 __device__ __forceinline__ float log_n_factor(const kv_rope_store_params &p, int token) {
   if (p.log_n == 0) return 1.f;
   const uint32_t position = p.positions[token];
-  return position < p.log_n ? 1.f : logf(static_cast<float>(position + 1)) / logf(static_cast<float>(p.log_n));
+  if (position < p.log_n) return 1.f;
+  return logf(static_cast<float>(position + 1)) / logf(static_cast<float>(p.log_n));
 }
 
 // Eight pairs (i, i + rotary_dim / 2) of a head, or eight numbers that are stored as they are, a thread.
@@ -71,8 +72,8 @@ __global__ void rope_store(kv_rope_store_params p) {
 constexpr int kMaxDim = 256;
 constexpr int kHeadWarps = 4;  // of a block
 
-// The same for heads of every even width, with a norm and LogN: a warp a head, which lies in shared memory between its
-// norm and its turn, so that any two numbers may be a pair. A thread has every 32nd pair of neighbours.
+// The same for heads of every even width, with a norm and LogN: a warp a head, which lies in shared memory between
+// its norm and its turn, so that any two numbers may be a pair. A thread has every 32nd pair of neighbours.
 template <typename T>
 __global__ void __launch_bounds__(kHeadWarps *kWarp) norm_rope_store(kv_rope_store_params p) {
   constexpr int kPairs = kMaxDim / 2 / kWarp;
@@ -154,7 +155,8 @@ __global__ void __launch_bounds__(kHeadWarps *kWarp) norm_rope_store(kv_rope_sto
   __syncwarp();
   const int half = p.rotary_dim / 2;
   const float *const numbers = reinterpret_cast<const float *>(shared);
-  const float2 *const angles = reinterpret_cast<const float2 *>(p.angles) + static_cast<int64_t>(token) * half;
+  const float2 *const angles =
+      reinterpret_cast<const float2 *>(p.angles) + static_cast<int64_t>(token) * half;
   const auto turned = [&](int i, float number) {
     if (i >= p.rotary_dim) return number;
     const bool low = i < half;
@@ -176,8 +178,7 @@ int launch_rope_store(const kv_rope_store_params &p, kv_stream stream) {
   const bool plain = !p.normed && p.log_n == 0;
   if (plain && p.rotary_dim % 16 == 0 && p.head_dim % 8 == 0) {
     const int rest = p.head_dim - p.rotary_dim;
-    const int units =
-        ((p.heads + p.kv_heads) * p.rotary_dim / 2 + p.kv_heads * (p.head_dim + rest)) / 8;
+    const int units = ((p.heads + p.kv_heads) * p.rotary_dim / 2 + p.kv_heads * (p.head_dim + rest)) / 8;
     const int threads = 128;
     const dim3 grid((units + threads - 1) / threads, p.tokens);
     return launch(rope_store<T>, grid, dim3(threads), 0, stream, p);

@@ -1,4 +1,5 @@
-// Rows taken by number (the embedding's, those whose logits are wanted), and what is done to each number of a row.
+// Rows taken by number (the embedding's, those whose logits are wanted), and what is done to each number of a
+// row.
 
 #include "common.cuh"
 

@@ -23,7 +23,7 @@ __global__ void start_lanes(kv_start_lanes_params p) {
   }
 }
 
-// The frequency of a pair for a prompt and a sequence of so many tokens: `model::rope::Frequencies::for_length`.
+// The frequency of a pair for a prompt and a sequence of so many tokens: `model::rope::Frequencies::for_position`.
 __device__ float frequency(const kv_rotary &f, int pair, uint32_t prompt_len, uint32_t len) {
   if (f.growth == KV_GROWS_WITH_PROMPT) len = prompt_len;
   if (len <= f.original) return f.usual[pair];

@@ -43,7 +43,7 @@ pub enum Command {
     Bench(Box<BenchArgs>),
     /// Show a model's family, sizes and memory plan without reading its weights
     Inspect(Box<InspectArgs>),
-    /// Fetch a model's files; succeeds at once when they are local
+    /// Fetch a model's files, and convert pytorch_model*.bin to safetensors
     DownloadWeights(Box<DownloadArgs>),
 }
 
@@ -162,11 +162,11 @@ pub struct ShardArgs {
     #[arg(long, value_name = "on|off", action = clap::ArgAction::Set)]
     #[arg(value_parser = BoolishValueParser::new(), default_value = "on")]
     pub run_ahead: bool,
-    /// Seconds after which a step counts as hung, and the process ends
-    #[arg(long, default_value_t = 600.0)]
-    pub step_timeout: f64,
+    /// Seconds after which a step counts as hung, and the process ends; 60 on a GPU, 600 on the CPU where it is not given
+    #[arg(long)]
+    pub step_timeout: Option<f64>,
     /// For drills and tests: fail at a step, counted from 1. `hang@3`, `panic@3` (of the engine), `error@3` (of this
-    /// step alone) or `lost@3` (of the device, for good)
+    /// step alone), `lost@3` (of the device, for good), `rank-error@3` or `rank-hang@3` (of the last rank)
     #[arg(long, value_name = "KIND@STEP", hide = true)]
     pub inject_fault: Option<String>,
 }
@@ -326,14 +326,15 @@ pub struct DownloadArgs {
     /// The hub's files.
     #[command(flatten)]
     pub hub: HubArgs,
-    /// Ending of the weight files; safetensors is what can be read
+    /// Ending of the weight files that are wanted; there is one
     #[arg(long, default_value = ".safetensors")]
     pub extension: String,
-    /// Accepted; nothing is converted
+    /// Accepted; where there are no safetensors, pytorch_model*.bin are converted
     #[arg(long, overrides_with = "no_auto_convert")]
     pub auto_convert: bool,
-    #[arg(long = "no-auto-convert", id = "no_auto_convert", hide = true)]
-    _no_auto_convert: bool,
+    /// Leave pytorch_model*.bin as they are; they can be served too
+    #[arg(long)]
+    pub no_auto_convert: bool,
     /// Accepted, since TGI's launcher always asks; a folder that holds an adapter only is refused
     #[arg(long)]
     pub merge_lora: bool,

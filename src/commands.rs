@@ -1,6 +1,7 @@
 //! The program: parse, telemetry, run the command, exit code.
 
 mod bench;
+mod download;
 mod generate;
 mod inspect;
 
@@ -24,13 +25,12 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => with(config::generate(*args), generate::run),
         Command::Bench(args) => with(config::bench(*args), bench::run),
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
-        Command::DownloadWeights(args) => with(config::download(*args), async |source| {
-            let located = tokio::task::spawn_blocking(move || server::locate(&source)).await??;
-            tracing::info!("the model's files are in {}", located.folder.display());
-            anyhow::Ok(Exit::Done)
-        }),
+        Command::DownloadWeights(args) => with(config::download(*args), download::run),
     };
-    ExitCode::from(exit.code())
+    match exit {
+        Exit::Done | Exit::Usage => ExitCode::from(exit.code()),
+        _ => server::leave(exit.code()),
+    }
 }
 
 /// Runs a command between setting up and ending what it runs on.

@@ -343,19 +343,29 @@ pub fn inspect(args: InspectArgs) -> Result<(ShardConfig, TelemetryConfig), Refu
     Ok((config, TelemetryConfig::new(args.log, LogStream::Err)))
 }
 
+/// What `download-weights` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DownloadConfig {
+    /// Which model.
+    pub source: ModelSource,
+    /// Whether `pytorch_model*.bin` become safetensors.
+    pub converts: bool,
+}
+
 /// From `download-weights`' flags.
 ///
 /// # Errors
 /// As [`serve`].
-pub fn download(args: DownloadArgs) -> Result<(ModelSource, TelemetryConfig), Refusal> {
+pub fn download(args: DownloadArgs) -> Result<(DownloadConfig, TelemetryConfig), Refusal> {
     if args.extension != ".safetensors" {
         return refuse(format!(
-            "--extension {}: weights are read from .safetensors files only",
+            "--extension {}: .safetensors is what weights are fetched as, or converted to",
             args.extension
         ));
     }
     let source = ModelSource::new(Some(args.model), args.hub)?;
-    Ok((source, TelemetryConfig::new(args.log, LogStream::Out)))
+    let config = DownloadConfig { source, converts: !args.no_auto_convert };
+    Ok((config, TelemetryConfig::new(args.log, LogStream::Out)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! MODEL on the command line → a local directory with config, tokenizer and safetensors.
+//! MODEL on the command line → a local directory with config, tokenizer and weights.
 //!
 //! A directory is taken as it is. Anything else is the id of a model on the Hugging Face hub, kept in the cache that
 //! its Python client uses too: `models--org--name/{refs/<revision>, snapshots/<commit>/…, blobs/…}`.
@@ -16,10 +16,16 @@ use crate::config::{ModelSource, WeightFiles};
 use crate::error::{Error, Result};
 
 const CONFIG_FILE: &str = "config.json";
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+/// A checkpoint in one piece and the list of one in several files, safetensors before what `torch.save` writes.
+const CHECKPOINTS: [(&str, &str); 2] = [
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
 /// The branch that is meant where none is named.
 const DEFAULT_REVISION: &str = "main";
+
+/// Whether a file is weights, by its name.
+type IsWeights = fn(&str) -> bool;
 
 /// How far a download is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +47,7 @@ pub struct Download<'a> {
 pub struct Located {
     /// The directory of config and tokenizer.
     pub folder: PathBuf,
-    /// The directory of the safetensors: the same, unless the operator keeps weights elsewhere.
+    /// The directory of the weights: the same, unless the operator keeps weights elsewhere.
     pub weights: PathBuf,
     /// What is worth telling an operator.
     pub notice: Option<String>,
@@ -51,7 +57,7 @@ pub struct Located {
 ///
 /// # Errors
 /// [`Error::Invalid`] for what is neither a directory nor an id, [`Error::Checkpoint`] when the model cannot be had or
-/// has no safetensors.
+/// has no weights.
 pub fn locate(source: &ModelSource, progress: &mut dyn FnMut(Download<'_>)) -> Result<Located> {
     let (folder, notice) = if Path::new(&source.name).is_dir() {
         (PathBuf::from(&source.name), None)
@@ -162,10 +168,12 @@ impl Hub {
         let cached = cache.repo(pinned.clone());
         let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         let folder = cached.pointer_path(&info.sha);
-        if !self.without_weights && !names.iter().any(|name| is_weight_file(name)) {
-            return Err(no_safetensors(&names));
-        }
-        let is_missing = |name: &&String| self.wants(name) && !folder.join(name).exists();
+        let weights = self.weight_files(&names)?;
+        let is_missing = |name: &&String| {
+            (is_small(name) || weights.is_some_and(|is_weight_file| is_weight_file(name)))
+                && is_plain(name)
+                && !folder.join(name).exists()
+        };
         let missing: Vec<&String> = names.iter().filter(is_missing).collect();
         let remote = api.repo(pinned);
         for (number, name) in missing.iter().enumerate() {
@@ -178,12 +186,21 @@ impl Hub {
         Ok(folder)
     }
 
-    /// Whether serving needs a file: configs, tokenizers and weights at the repository's top.
-    fn wants(&self, name: &str) -> bool {
-        let small = [".json", ".model", ".tiktoken", ".jinja", ".txt"];
-        let is_small = small.iter().any(|end| name.ends_with(end));
-        is_plain(name) && (is_small || (is_weight_file(name) && !self.without_weights))
+    /// What tells the weight files of a repository from its others, where they are needed: those of `torch.save` are
+    /// if there are no safetensors.
+    fn weight_files(&self, names: &[String]) -> Result<Option<IsWeights>> {
+        if self.without_weights {
+            return Ok(None);
+        }
+        let kinds: [IsWeights; 2] = [is_safetensors, is_torch_file];
+        let kind = kinds.into_iter().find(|is_weight_file| names.iter().any(|name| is_weight_file(name)));
+        kind.map(Some).ok_or_else(no_weights)
     }
+}
+
+/// Whether a file is a config or a tokenizer's.
+fn is_small(name: &str) -> bool {
+    [".json", ".model", ".tiktoken", ".jinja", ".txt"].iter().any(|end| name.ends_with(end))
 }
 
 fn check_config(folder: &Path) -> Result<()> {
@@ -193,41 +210,46 @@ fn check_config(folder: &Path) -> Result<()> {
     Err(Error::Checkpoint(format!("the model's folder has no {CONFIG_FILE}")))
 }
 
-/// Checks that a directory holds every safetensors file.
+/// Checks that a directory holds every file of weights.
 fn check_weights(folder: &Path) -> Result<()> {
-    if folder.join(SINGLE_FILE).is_file() {
-        return Ok(());
+    for (single, index) in CHECKPOINTS {
+        if folder.join(single).is_file() {
+            return Ok(());
+        }
+        if folder.join(index).is_file() {
+            return check_listed(folder, index);
+        }
     }
-    if !folder.join(INDEX_FILE).is_file() {
-        let files = fs::read_dir(folder).into_iter().flatten().flatten();
-        let names: Vec<String> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
-        return Err(no_safetensors(&names));
-    }
-    let unreadable = |error: io::Error| Error::Checkpoint(format!("{INDEX_FILE} cannot be read: {error}"));
-    let index = fs::read(folder.join(INDEX_FILE)).map_err(unreadable)?;
+    Err(no_weights())
+}
+
+/// Checks that a directory holds every file that its index lists.
+fn check_listed(folder: &Path, index_file: &str) -> Result<()> {
+    let unreadable = |error: io::Error| Error::Checkpoint(format!("{index_file} cannot be read: {error}"));
+    let index = fs::read(folder.join(index_file)).map_err(unreadable)?;
     let index: Value = serde_json::from_slice(&index).map_err(|error| unreadable(error.into()))?;
     let files = index.get("weight_map").and_then(Value::as_object).into_iter().flat_map(|map| map.values());
     let missing =
         files.filter_map(Value::as_str).find(|file| !is_plain(file) || !folder.join(file).is_file());
     match missing {
-        Some(file) => Err(Error::Checkpoint(format!("{INDEX_FILE} lists {file:.100}, which is not there"))),
+        Some(file) => Err(Error::Checkpoint(format!("{index_file} lists {file:.100}, which is not there"))),
         None => Ok(()),
     }
 }
 
-fn no_safetensors(names: &[String]) -> Error {
-    let pickled = names.iter().any(|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
-    Error::Checkpoint(if pickled {
-        "the model has its weights as pytorch_model*.bin only, which cannot be read yet; convert them to safetensors"
-            .to_owned()
-    } else {
-        format!("the model has neither {SINGLE_FILE} nor {INDEX_FILE}")
-    })
+fn no_weights() -> Error {
+    let names = CHECKPOINTS.map(|(single, index)| format!("{single} nor {index}"));
+    Error::Checkpoint(format!("the model has neither {}", names.join(", nor ")))
 }
 
-/// Whether a file is weights in our format. Some repositories hold a second copy in the authors' own layout.
-fn is_weight_file(name: &str) -> bool {
+/// Whether a file is safetensors of ours. Some repositories hold a second copy in the authors' own layout.
+fn is_safetensors(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.starts_with("consolidated") && !name.starts_with("adapter")
+}
+
+/// Whether a file is weights as `torch.save` writes them.
+fn is_torch_file(name: &str) -> bool {
+    name.starts_with("pytorch_model") && name.ends_with(".bin")
 }
 
 /// Whether a name stays in its directory.

@@ -150,8 +150,8 @@ BIGCODE_FAULTS = {
     "mlp out bias twice": doubled(r"mlp\.c_proj\.bias"),
 }
 
-# The two forms of gelu differ by little: attention that is sharp, and a test that is strict, show it.
-GELU = {"rules": ((r"c_attn\.weight", {"scale": 4.5, "per": "in"}),), "tolerance": 2e-5}
+# The two forms of gelu differ by little: a strict test shows it.
+GELU = {"tolerance": 1e-5}
 
 SPECS = [
     Spec(
@@ -165,13 +165,13 @@ SPECS = [
         },
     ),
     Spec(
-        "bloom-residual",
-        bloom(apply_residual_connection_post_layernorm=True, num_attention_heads=4, n_embed=32, vocab_size=320),
-        "BLOOM whose residual starts from the norm's output, tensors named without their prefix",
+        "bloom-bare",
+        bloom(num_attention_heads=4, n_embed=32, vocab_size=320),
+        "BLOOM as some public files have it: tensors named without their prefix",
         storage="bfloat16",
         rename=((r"^transformer\.", ""),),
         rules=(LOUD,),
-        faults={"residual before the norm": Fault({"apply_residual_connection_post_layernorm": False})},
+        faults={"final norm bias dropped": dropped(r"ln_f\.bias")},
     ),
     Spec(
         "gpt-bigcode",
@@ -182,7 +182,7 @@ SPECS = [
     ),
     Spec(
         "gpt-bigcode-tanh",
-        gpt_bigcode(activation_function="gelu_pytorch_tanh", n_inner=None, n_embd=48, vocab_size=321),
+        gpt_bigcode(activation_function="gelu_pytorch_tanh", n_inner=None, vocab_size=321),
         "StarCoder with the tanh gelu and an inner width of four times the hidden one",
         storage="bfloat16",
         faults={"gelu exact": Fault({"activation_function": "gelu"})},
@@ -192,7 +192,7 @@ SPECS = [
         "gpt-bigcode-mha",
         gpt_bigcode(multi_query=False, n_inner=256),
         "StarCoder with as many KV heads as heads: rows of q, k, v by head; the tied head stored once more",
-        extra={"lm_head.weight": Tensor("F32", (320, 64), 0.4375, like="transformer.wte.weight")},
+        extra={"lm_head.weight": Tensor("F32", (320, 64), 0.3125, like="transformer.wte.weight")},
         faults=BIGCODE_FAULTS,
     ),
     Spec(
@@ -215,7 +215,7 @@ SPECS = [
         falcon(),
         "Falcon-7b: three heads and one KV head, parallel branches after one norm, exact gelu, tied with the head "
         "stored once more",
-        extra={"lm_head.weight": Tensor("F32", (320, 48), 0.5, like="transformer.word_embeddings.weight")},
+        extra={"lm_head.weight": Tensor("F32", (320, 48), 0.359375, like="transformer.word_embeddings.weight")},
         rules=(LOUD,),
         faults={
             "norm bias dropped": dropped(r"input_layernorm\.bias"),

@@ -1,5 +1,6 @@
 """The reference of the families that transformers 5 has: its own classes, in float32, without a cache."""
 
+import copy
 import json
 import re
 import tempfile
@@ -23,6 +24,10 @@ class Model:
     def __call__(self, ids):
         """Logits [T, V] of one pass over ids [T]."""
         return self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+    def in_bfloat16(self):
+        """The same model with rounded weights and activations."""
+        return Model(copy.deepcopy(self.model).to(torch.bfloat16))
 
 
 def shapes(spec, folder):

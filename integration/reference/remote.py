@@ -4,6 +4,7 @@ The files lie in folders of their own, named as in `PUBLISHED`, under one folder
 where they come from. Rotary tables that old checkpoints carry are not given to the models.
 """
 
+import copy
 import importlib
 import json
 import re
@@ -80,6 +81,10 @@ class Model:
     def __call__(self, ids):
         """Logits [T, V] of one pass over ids [T]."""
         return self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+    def in_bfloat16(self):
+        """The same model with rounded weights and activations."""
+        return Model(copy.deepcopy(self.model).to(torch.bfloat16))
 
     @torch.no_grad()
     def greedy_cached(self, ids, steps):

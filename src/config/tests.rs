@@ -133,9 +133,9 @@ fn a_token_is_not_printed() {
     let Command::DownloadWeights(args) = Cli::try_parse_from(line).expect("parses").command else {
         panic!("not download-weights")
     };
-    let (source, _) = download(*args).expect("accepted");
-    assert_eq!(source.token.as_deref(), Some("hf_secret"));
-    assert!(!format!("{source:?}").contains("secret"));
+    let (config, _) = download(*args).expect("accepted");
+    assert_eq!(config.source.token.as_deref(), Some("hf_secret"));
+    assert!(!format!("{config:?}").contains("secret"));
 }
 
 fn bench_of(flags: &str) -> Result<BenchConfig, Refusal> {

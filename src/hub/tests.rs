@@ -41,13 +41,20 @@ fn a_directory_is_taken_as_it_is() {
     let refusal = || offline(folder.path(), model.to_str().unwrap(), None).unwrap_err().to_string();
     assert_eq!(refusal(), "the model's folder has no config.json");
     write(&model, &[("config.json", "{}")]);
-    assert_eq!(refusal(), "the model has neither model.safetensors nor model.safetensors.index.json");
-    write(&model, &[("pytorch_model-00001-of-00002.bin", "")]);
-    assert!(refusal().contains("pytorch_model*.bin only"), "{}", refusal());
-    write(&model, &[("model.safetensors.index.json", r#"{"weight_map": {"a": "x.safetensors"}}"#)]);
-    assert_eq!(refusal(), "model.safetensors.index.json lists x.safetensors, which is not there");
-    write(&model, &[("x.safetensors", "")]);
-    assert_eq!(offline(folder.path(), model.to_str().unwrap(), None).unwrap().folder, model);
+    assert_eq!(
+        refusal(),
+        "the model has neither model.safetensors nor model.safetensors.index.json, nor pytorch_model.bin nor \
+         pytorch_model.bin.index.json"
+    );
+    let located = || offline(folder.path(), model.to_str().unwrap(), None).unwrap().folder;
+    for (index, file) in
+        [("pytorch_model.bin.index.json", "x.bin"), ("model.safetensors.index.json", "x.safetensors")]
+    {
+        write(&model, &[(index, &format!(r#"{{"weight_map": {{"a": "{file}"}}}}"#))]);
+        assert_eq!(refusal(), format!("{index} lists {file}, which is not there"));
+        write(&model, &[(file, "")]);
+        assert_eq!(located(), model);
+    }
 }
 
 #[test]
@@ -183,14 +190,36 @@ fn a_model_is_downloaded_once_and_then_found_offline() {
 }
 
 #[test]
+fn without_safetensors_the_files_of_torch_are_downloaded() {
+    let remote = fake_hub(&[
+        ("config.json", "{}"),
+        ("pytorch_model-00001-of-00001.bin", "weights"),
+        ("pytorch_model.bin.index.json", r#"{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}"#),
+        ("training_args.bin", "a pickle"),
+        ("tokenizer.model", "pieces"),
+        ("qwen.tiktoken", "ranks"),
+    ]);
+    let cache = TempDir::new().unwrap();
+    let endpoint = Some(remote.endpoint.clone());
+    let online = ModelSource { endpoint, offline: false, ..source(cache.path(), "org/name", None) };
+    let folder = locate(&online, &mut |_| ()).unwrap().folder;
+    let has = |name: &str| folder.join(name).exists();
+    assert!(has("pytorch_model-00001-of-00001.bin") && has("tokenizer.model") && has("qwen.tiktoken"));
+    assert!(!has("training_args.bin"));
+    // What was converted meanwhile stays, and is enough.
+    write(&folder, &[("model.safetensors", "")]);
+    assert_eq!(locate(&online, &mut |_| ()).unwrap().folder, folder);
+}
+
+#[test]
 fn a_hub_that_fails_is_reported_or_replaced_by_the_cache() {
-    let remote = fake_hub(&[("config.json", "{}"), ("pytorch_model.bin", "weights")]);
+    let remote = fake_hub(&[("config.json", "{}"), ("tf_model.h5", "weights")]);
     let cache = TempDir::new().unwrap();
     let locate = |name| {
         let endpoint = Some(remote.endpoint.clone());
         locate(&ModelSource { endpoint, offline: false, ..source(cache.path(), name, None) }, &mut |_| ())
     };
-    assert!(locate("org/name").unwrap_err().to_string().contains("pytorch_model*.bin only"));
+    assert!(locate("org/name").unwrap_err().to_string().contains("the model has neither"));
     let refusal = locate("org/unknown").unwrap_err().to_string();
     assert!(refusal.starts_with("the list of files of org/unknown at main could not be had"), "{refusal}");
     let root = cache.path().join("models--org--unknown");

@@ -1,34 +1,72 @@
-//! A model's files: safetensors, memory-mapped and never copied.
+//! A model's files: safetensors, or what `torch.save` writes, memory-mapped and not copied.
 //!
 //! A mapped file must not shrink while the process runs: the kernel answers a read beyond the new end with SIGBUS,
 //! which ends the process. Replace a checkpoint by renaming new files over the old ones, which leaves the mapped
 //! ones whole until they are dropped.
 
-use std::collections::BTreeMap;
+mod convert;
+mod dummy;
+mod pickle;
+mod safetensors_file;
+mod strides;
+mod torch;
+mod zip;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use rayon::prelude::*;
-use safetensors::tensor::{Dtype as FileDtype, Metadata};
+use safetensors::tensor::Dtype as FileDtype;
 use serde::Deserialize;
 
-use super::layout::Stack;
-use super::names::{self, LayerRole, Names, Role};
-use super::spec::{Attention, DecoderSpec, HeadNorm};
+pub use convert::convert;
+pub use dummy::{Random, signed_unit};
+
 use crate::error::{Error, Result};
 
-/// The file of a checkpoint in one piece.
-pub const SINGLE_FILE: &str = "model.safetensors";
-/// The list of a checkpoint in several files: tensor name → file name.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
-
-/// Longest safetensors header, as the format's own reader has it.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Longest index: a line for each tensor of the largest header.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
+
+/// How weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// What the safetensors crate writes.
+    Safetensors,
+    /// What `torch.save` writes: a zip archive with a pickle in it.
+    Torch,
+}
+
+impl Format {
+    /// In the order in which they are looked for.
+    const ALL: [Format; 2] = [Format::Safetensors, Format::Torch];
+
+    /// The file of a checkpoint in one piece.
+    const fn single(self) -> &'static str {
+        match self {
+            Format::Safetensors => "model.safetensors",
+            Format::Torch => "pytorch_model.bin",
+        }
+    }
+
+    /// The list of a checkpoint in several files: tensor name → file name.
+    const fn index(self) -> &'static str {
+        match self {
+            Format::Safetensors => "model.safetensors.index.json",
+            Format::Torch => "pytorch_model.bin.index.json",
+        }
+    }
+
+    /// The tensors of a file of this name, in the file's order.
+    fn parse(self, name: &str, file: Backing) -> Result<Vec<(String, Entry)>> {
+        match self {
+            Format::Safetensors => safetensors_file::parse(name, file),
+            Format::Torch => torch::parse(name, file),
+        }
+    }
+}
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,32 +122,6 @@ pub struct StoredTensor {
     file: Backing,
     range: Range<usize>,
     random: Option<Random>,
-}
-
-/// Numbers that are not stored but made.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Random {
-    /// All the same.
-    Constant(f32),
-    /// Uniform in ±`reach`: number `i` of the tensor, row-major, is `reach` times [`signed_unit`] of `stream + i`.
-    Uniform {
-        /// The tensor's.
-        stream: u64,
-        /// Largest magnitude.
-        reach: f32,
-    },
-}
-
-impl Random {
-    /// Those from number `first` of the tensor on.
-    pub fn from(self, first: usize) -> Random {
-        match self {
-            Random::Constant(value) => Random::Constant(value),
-            Random::Uniform { stream, reach } => {
-                Random::Uniform { stream: stream.wrapping_add(first as u64), reach }
-            }
-        }
-    }
 }
 
 impl StoredTensor {
@@ -214,6 +226,8 @@ impl AsRef<[u8]> for Aligned {
 struct Entry {
     dtype: FileDtype,
     shape: Vec<usize>,
+    /// Numbers from one index of a dimension to the next, where these are not a row-major tensor's.
+    strides: Option<Vec<usize>>,
     file: Backing,
     range: Range<usize>,
     random: Option<Random>,
@@ -226,18 +240,26 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors` of a folder, or the files that its index lists.
+    /// Maps a folder's file of weights, or the files that its index lists: safetensors where there are any, else
+    /// `pytorch_model*.bin`.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for files that are missing, cut short or inconsistent.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
-        if folder.join(SINGLE_FILE).is_file() {
-            Checkpoint::map(folder, SINGLE_FILE)
-        } else if folder.join(INDEX_FILE).is_file() {
-            Checkpoint::open_sharded(folder)
-        } else {
-            Err(Error::Checkpoint(format!("the model's folder has neither {SINGLE_FILE} nor {INDEX_FILE}")))
+        for format in Format::ALL {
+            if folder.join(format.single()).is_file() {
+                let tensors = map(folder, format, format.single())?;
+                return Ok(Checkpoint { tensors: tensors.into_iter().collect() });
+            }
+            if folder.join(format.index()).is_file() {
+                let index = Index::read(folder, format)?;
+                let files = index.map(folder)?;
+                return Ok(Checkpoint { tensors: files.into_values().flatten().collect() });
+            }
         }
+        let [safetensors, torch] =
+            Format::ALL.map(|format| format!("{} nor {}", format.single(), format.index()));
+        Err(Error::Checkpoint(format!("the model's folder has neither {safetensors}, nor {torch}")))
     }
 
     /// Reads one safetensors file from memory.
@@ -245,51 +267,17 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_bytes(file: Vec<u8>) -> Result<Checkpoint> {
-        Checkpoint::parse("the file", Arc::new(file))
+        let tensors = Format::Safetensors.parse("the file", Arc::new(file))?;
+        Ok(Checkpoint { tensors: tensors.into_iter().collect() })
     }
 
-    /// Random weights under the names and shapes of a spec, the same for the same seed: norms are 1, biases 0, and a
-    /// linear weight is uniform with the variance `1 / in`, so that activations keep their scale.
+    /// Reads one file of `torch.save` from memory.
     ///
     /// # Errors
-    /// [`Error::Exhausted`] when they do not fit in memory.
-    pub fn dummy(spec: &DecoderSpec, names: &Names, dtype: DType, seed: u64) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint::dummy_unmade(spec, names, dtype, seed);
-        for entry in checkpoint.tensors.values_mut() {
-            if let Some(random) = entry.random.take() {
-                let bytes = random_bytes(random, entry.shape.iter().product(), dtype)?;
-                (entry.range, entry.file) = (0..bytes.len(), Arc::new(bytes));
-            }
-        }
-        Ok(checkpoint)
-    }
-
-    /// The weights of [`Checkpoint::dummy`], for a device that makes them itself.
-    pub fn dummy_unmade(spec: &DecoderSpec, names: &Names, dtype: DType, seed: u64) -> Checkpoint {
-        let mut tensors = BTreeMap::new();
-        for (number, role) in names::roles(spec).into_iter().enumerate() {
-            let place = (names.place)(spec, role);
-            let shape = role.shape(spec);
-            let random = match (neutral(spec, role), shape.get(1)) {
-                (None, Some(&columns)) => Random::Uniform {
-                    stream: mix(seed ^ mix(number as u64)),
-                    // Uniform in ±a has the variance a²/3.
-                    reach: (3.0 / columns as f32).sqrt(),
-                },
-                (neutral, _) => Random::Constant(neutral.unwrap_or(0.0)),
-            };
-            let n_tensors = if place.stack() == Stack::ByHead { shape[0] } else { 1 };
-            for head in 0..n_tensors {
-                let Some(name) = names.of(spec, role, head).into_iter().next() else { continue };
-                // Roles of one fused tensor have one scale: that of the first.
-                tensors.entry(name).or_insert_with(|| {
-                    let shape = place.stored_shape(&shape);
-                    let file: Backing = Arc::new(Vec::new());
-                    Entry { dtype: dtype.into(), shape, file, range: 0..0, random: Some(random) }
-                });
-            }
-        }
-        Checkpoint { tensors }
+    /// As [`Checkpoint::open`].
+    pub fn from_torch_bytes(file: Vec<u8>) -> Result<Checkpoint> {
+        let tensors = Format::Torch.parse("the file", Arc::new(file))?;
+        Ok(Checkpoint { tensors: tensors.into_iter().collect() })
     }
 
     /// The names of all tensors, in order.
@@ -297,10 +285,10 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The tensor of a name, if there is one.
+    /// The tensor of a name, if there is one; a copy of it where the file does not hold it row-major.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when its dtype is none of [`DType`].
+    /// [`Error::Checkpoint`] when its dtype is none of [`DType`], [`Error::Exhausted`] when a copy does not fit in memory.
     pub fn tensor(&self, name: &str) -> Result<Option<StoredTensor>> {
         let Some(entry) = self.tensors.get(name) else { return Ok(None) };
         let dtype = match entry.dtype {
@@ -313,87 +301,83 @@ impl Checkpoint {
                 )));
             }
         };
-        let Entry { shape, file, range, random, .. } = entry.clone();
+        let Entry { shape, file, range, random, .. } = entry.in_row_major_order()?;
         Ok(Some(StoredTensor { dtype, shape, file, range, random }.aligned()))
     }
+}
 
-    fn open_sharded(folder: &Path) -> Result<Checkpoint> {
+impl Entry {
+    /// The same tensor in row-major order, copied if it is stored in another.
+    fn in_row_major_order(&self) -> Result<Entry> {
+        let Some(strides) = &self.strides else { return Ok(self.clone()) };
+        let stored = &(*self.file).as_ref()[self.range.clone()];
+        let bytes = strides::gather(stored, self.dtype.bitsize() / 8, &self.shape, strides)?;
+        Ok(Entry { strides: None, range: 0..bytes.len(), file: Arc::new(bytes), ..self.clone() })
+    }
+}
+
+/// The list of a checkpoint in several files.
+struct Index {
+    format: Format,
+    /// Tensor name → file name.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn read(folder: &Path, format: Format) -> Result<Index> {
         /// The part of an index that is read.
         #[derive(Deserialize)]
-        struct Index {
+        struct Written {
             weight_map: BTreeMap<String, String>,
         }
-        let text = read_limited(&folder.join(INDEX_FILE), INDEX_FILE, MAX_INDEX_BYTES)?;
-        let index: Index = serde_json::from_slice(&text)
-            .map_err(|error| Error::Checkpoint(format!("{INDEX_FILE} cannot be read: {error}")))?;
-        let mut files: BTreeMap<&str, Checkpoint> = BTreeMap::new();
-        let mut tensors = BTreeMap::new();
-        for (name, file) in &index.weight_map {
+        let name = format.index();
+        let text = read_limited(&folder.join(name), name, MAX_INDEX_BYTES)?;
+        let Written { weight_map } = serde_json::from_slice(&text)
+            .map_err(|error| Error::Checkpoint(format!("{name} cannot be read: {error}")))?;
+        Ok(Index { format, weight_map })
+    }
+
+    /// Maps all files: file name → the tensors that the index says are in it, in the file's order.
+    fn map(&self, folder: &Path) -> Result<BTreeMap<&str, Vec<(String, Entry)>>> {
+        let mut files = BTreeMap::new();
+        for file in self.weight_map.values() {
             if !files.contains_key(file.as_str()) {
-                files.insert(file, Checkpoint::map(folder, file)?);
+                let mut tensors = map(folder, self.format, file)?;
+                tensors.retain(|(name, _)| self.weight_map.get(name) == Some(file));
+                files.insert(file.as_str(), tensors);
             }
-            let entry = files.get_mut(file.as_str()).and_then(|mapped| mapped.tensors.remove(name));
-            let entry = entry.ok_or_else(|| {
-                Error::Checkpoint(format!(
-                    "{INDEX_FILE} says that tensor {name} is in {file}, which does not hold it"
-                ))
-            })?;
-            tensors.insert(name.clone(), entry);
         }
-        Ok(Checkpoint { tensors })
+        let found: BTreeSet<&str> = files.values().flatten().map(|(name, _)| name.as_str()).collect();
+        match self.weight_map.iter().find(|(name, _)| !found.contains(name.as_str())) {
+            Some((name, file)) => Err(Error::Checkpoint(format!(
+                "{} says that tensor {name} is in {file}, which does not hold it",
+                self.format.index()
+            ))),
+            None => Ok(files),
+        }
     }
+}
 
-    /// Maps a file of a folder; an index is foreign input, so `name` must stay in the folder.
-    fn map(folder: &Path, name: &str) -> Result<Checkpoint> {
-        let mut parts = Path::new(name).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            return Err(Error::Checkpoint(format!(
-                "{INDEX_FILE} names {name:?}, which is not a file of its folder"
-            )));
-        }
-        let unreadable = |error| Error::Checkpoint(format!("{name} cannot be opened: {error}"));
-        let path = folder.join(name);
-        if !fs::metadata(&path).map_err(unreadable)?.is_file() {
-            return Err(Error::Checkpoint(format!("{name} is not a file")));
-        }
-        let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: the map is private to this process and only read. That nobody shortens the file while it is mapped
-        // is the operator's part, which the module's documentation states.
-        #[allow(unsafe_code)]
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
-        Checkpoint::parse(name, Arc::new(map))
+/// Maps a file of a folder; an index is foreign input, so `name` must stay in the folder.
+fn map(folder: &Path, format: Format, name: &str) -> Result<Vec<(String, Entry)>> {
+    let mut parts = Path::new(name).components();
+    if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+        return Err(Error::Checkpoint(format!(
+            "{} names {name:?}, which is not a file of its folder",
+            format.index()
+        )));
     }
-
-    /// Reads a safetensors header: a length (u64, little-endian), that many bytes of JSON, then the tensors.
-    fn parse(name: &str, file: Backing) -> Result<Checkpoint> {
-        let wrong =
-            |what: String| Error::Checkpoint(format!("{name} is not a whole safetensors file: {what}"));
-        let bytes: &[u8] = (*file).as_ref();
-        let (length, rest) = bytes
-            .split_first_chunk::<8>()
-            .ok_or_else(|| wrong(format!("it has {} bytes, its header alone needs 8", bytes.len())))?;
-        let header_len = u64::from_le_bytes(*length);
-        if header_len > MAX_HEADER_BYTES || header_len > rest.len() as u64 {
-            return Err(wrong(format!("it has {} bytes, its header claims {header_len}", bytes.len())));
-        }
-        let (header, data) = rest.split_at(header_len as usize);
-        // Parsing checks that the tensors lie end to end from 0 and are as long as their dtypes and shapes say.
-        let metadata: Metadata = serde_json::from_slice(header).map_err(|error| wrong(format!("{error}")))?;
-        if metadata.data_len() != data.len() {
-            let (claimed, held) = (metadata.data_len(), data.len());
-            return Err(wrong(format!("its tensors have {claimed} bytes, {held} bytes follow the header")));
-        }
-        let start = bytes.len() - data.len();
-        let entry = |info: &safetensors::tensor::TensorInfo| Entry {
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            file: Arc::clone(&file),
-            range: start + info.data_offsets.0..start + info.data_offsets.1,
-            random: None,
-        };
-        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
-        Ok(Checkpoint { tensors })
+    let unreadable = |error| Error::Checkpoint(format!("{name} cannot be opened: {error}"));
+    let path = folder.join(name);
+    if !fs::metadata(&path).map_err(unreadable)?.is_file() {
+        return Err(Error::Checkpoint(format!("{name} is not a file")));
     }
+    let file = File::open(path).map_err(unreadable)?;
+    // SAFETY: the map is private to this process and only read. That nobody shortens the file while it is mapped
+    // is the operator's part, which the module's documentation states.
+    #[allow(unsafe_code)]
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
+    format.parse(name, Arc::new(map))
 }
 
 impl fmt::Debug for Checkpoint {
@@ -412,6 +396,15 @@ impl From<DType> for FileDtype {
     }
 }
 
+/// The beginning of a name in a foreign file, as a message can show it.
+fn shown(name: &str) -> String {
+    const MAX_CHARACTERS: usize = 100;
+    match name.char_indices().nth(MAX_CHARACTERS) {
+        Some((at, _)) => format!("{:?}…", &name[..at]),
+        None => format!("{name:?}"),
+    }
+}
+
 /// Reads a small file of a model's folder, refusing one that is too long to be what it should be.
 ///
 /// # Errors
@@ -423,62 +416,6 @@ pub fn read_limited(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::Checkpoint(format!("{name} has {length} bytes, at most {limit} are read")));
     }
     fs::read(path).map_err(unreadable)
-}
-
-/// The weight that does nothing, of a role that is a norm.
-fn neutral(spec: &DecoderSpec, role: Role) -> Option<f32> {
-    let norm = match (role, spec.attention) {
-        (Role::Layer(_, LayerRole::QueryNorm | LayerRole::KeyNorm), Attention::Heads(heads)) => {
-            heads.qk_norm.map(HeadNorm::norm)
-        }
-        (Role::Layer(_, LayerRole::QueryDownNorm | LayerRole::KvDownNorm), Attention::Latent(latent)) => {
-            Some(latent.norm)
-        }
-        (Role::EmbeddingNorm, _) => spec.embedding.norm,
-        _ => Some(spec.norm),
-    };
-    norm.filter(|_| role.is_norm()).map(|norm| norm.neutral())
-}
-
-/// One dummy tensor, little-endian.
-fn random_bytes(random: Random, n: usize, dtype: DType) -> Result<Vec<u8>> {
-    const CHUNK: usize = 1 << 16;
-    let n_bytes = n * dtype.size_bytes();
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(n_bytes)
-        .map_err(|_| Error::Exhausted(format!("no memory for a dummy tensor of {n_bytes} bytes")))?;
-    bytes.resize(n_bytes, 0);
-    let size = dtype.size_bytes();
-    bytes.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, bytes)| {
-        for (i, number) in bytes.chunks_exact_mut(size).enumerate() {
-            let value = match random {
-                Random::Uniform { stream, reach } => {
-                    reach * signed_unit(stream.wrapping_add((chunk * CHUNK + i) as u64))
-                }
-                Random::Constant(value) => value,
-            };
-            match dtype {
-                DType::F32 => number.copy_from_slice(&value.to_le_bytes()),
-                DType::F16 => number.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-                DType::BF16 => number.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
-            }
-        }
-    });
-    Ok(bytes)
-}
-
-/// A number in [−1, 1), a function of the counter.
-pub fn signed_unit(counter: u64) -> f32 {
-    (mix(counter) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-}
-
-/// One output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), counter in, number out.
-fn mix(counter: u64) -> u64 {
-    let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

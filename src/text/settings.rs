@@ -28,9 +28,19 @@ const CLASSES: [(&str, &str, &str, bool); 5] = [
     ("GPTNeoXTokenizer", "<|endoftext|>", "<|endoftext|>", false),
 ];
 
-/// The files beside `tokenizer.json`.
+/// What a vocabulary's own file says, where its settings and their class say nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Defaults<'a> {
+    pub(super) bos: Option<&'a str>,
+    pub(super) eos: Option<&'a str>,
+    pub(super) add_bos: Option<bool>,
+}
+
+/// The files beside the vocabulary's own.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
+    /// The class of `transformers` or of the model's authors that reads the files, without a `Fast` at its end.
+    pub(super) class: Option<String>,
     /// The begin token.
     pub(super) bos: Option<String>,
     /// The end token.
@@ -49,6 +59,9 @@ pub(super) struct Settings {
     pub(super) cleans_up_bpe: bool,
     /// Whether a byte-level text gets a leading space; not, where there is a configuration that does not say so.
     pub(super) add_prefix_space: Option<bool>,
+    /// Whether what follows a special token begins as a text does: with a space that stands for its beginning. That
+    /// is so unless LLaMA's class is told to be less like it was.
+    pub(super) begins_anew: bool,
 }
 
 impl Settings {
@@ -56,26 +69,32 @@ impl Settings {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming the file and the key.
-    pub(super) fn read(folder: &Path) -> Result<Settings> {
+    pub(super) fn read(folder: &Path, defaults: Defaults<'_>) -> Result<Settings> {
         let config = read_object(folder, "tokenizer_config.json")?;
         let map = read_object(folder, "special_tokens_map.json")?;
         let files = [("tokenizer_config.json", &config), ("special_tokens_map.json", &map)];
-        let class = class_of(config.as_ref());
+        let name = config.as_ref().and_then(|config| config.get("tokenizer_class")?.as_str());
+        let name = name.map(|name| name.strip_suffix("Fast").unwrap_or(name));
+        let class = CLASSES.iter().find(|class| Some(class.0) == name);
         let default = |key: &str, token: Option<&str>| {
             let is_null = config.as_ref().is_some_and(|config| config.get(key).is_some());
             token.filter(|_| !is_null).map(str::to_owned)
         };
         let flag = |key: &str| flag(config.as_ref(), key);
         Ok(Settings {
-            bos: token(&files, "bos_token")?.or_else(|| default("bos_token", class.map(|class| class.1))),
-            eos: token(&files, "eos_token")?.or_else(|| default("eos_token", class.map(|class| class.2))),
-            add_bos: flag("add_bos_token")?.or(class.map(|class| class.3)),
+            class: name.map(str::to_owned),
+            bos: token(&files, "bos_token")?
+                .or_else(|| default("bos_token", class.map(|class| class.1).or(defaults.bos))),
+            eos: token(&files, "eos_token")?
+                .or_else(|| default("eos_token", class.map(|class| class.2).or(defaults.eos))),
+            add_bos: flag("add_bos_token")?.or(class.map(|class| class.3)).or(defaults.add_bos),
             add_eos: flag("add_eos_token")?.or(class.map(|_| false)),
             special: special_tokens(&files)?,
             added: added_tokens(config.as_ref())?,
             cleans_up: flag("clean_up_tokenization_spaces")?.unwrap_or(false),
             cleans_up_bpe: flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")?
                 .unwrap_or(false),
+            begins_anew: !(name == Some("LlamaTokenizer") && flag("legacy")? == Some(false)),
             add_prefix_space: match config {
                 Some(_) => Some(flag("add_prefix_space")?.unwrap_or(false)),
                 None => None,
@@ -108,12 +127,6 @@ fn read_object(folder: &Path, name: &str) -> Result<Option<Value>> {
         Ok(_) => Err(Error::Checkpoint(format!("{name} is no JSON object"))),
         Err(error) => Err(Error::Checkpoint(format!("{name} is no JSON: {error}"))),
     }
-}
-
-fn class_of(config: Option<&Value>) -> Option<&'static (&'static str, &'static str, &'static str, bool)> {
-    let class = config?.get("tokenizer_class")?.as_str()?;
-    let class = class.strip_suffix("Fast").unwrap_or(class);
-    CLASSES.iter().find(|(name, ..)| *name == class)
 }
 
 fn flag(config: Option<&Value>, key: &str) -> Result<Option<bool>> {

@@ -319,11 +319,17 @@ fn a_broken_folder_is_told_in_a_sentence() {
         assert!(told.starts_with("tokenizer_config.json"), "{told}");
     }
     let other = TempDir::new().unwrap();
-    assert!(matches!(Tokenizer::load(other.path()), Err(Error::Checkpoint(_))));
-    fs::write(other.path().join("tokenizer.model"), "x").unwrap();
-    assert!(matches!(Tokenizer::load(other.path()), Err(Error::Unsupported(_))));
-    fs::write(other.path().join("tokenizer.json"), "{\"version\": \"1.0\", \"mod").unwrap();
-    assert!(matches!(Tokenizer::load(other.path()), Err(Error::Checkpoint(_))));
+    let refusal = || match Tokenizer::load(other.path()) {
+        Err(Error::Checkpoint(told)) => told,
+        _ => panic!("loaded, or not the checkpoint's fault"),
+    };
+    assert_eq!(refusal(), "the model has none of tokenizer.json, tokenizer.model, qwen.tiktoken");
+    for (name, content) in
+        [("qwen.tiktoken", "x"), ("tokenizer.model", "x"), ("tokenizer.json", "{\"version\": \"1.0\", \"mod")]
+    {
+        fs::write(other.path().join(name), content).unwrap();
+        assert!(refusal().starts_with(&format!("{name} cannot be used: ")), "{}", refusal());
+    }
 }
 
 #[test]

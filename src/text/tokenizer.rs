@@ -1,4 +1,7 @@
 //! A model's tokenizer, as its folder describes it.
+//!
+//! Three kinds of files hold a vocabulary: `tokenizer.json`, and where there is none, SentencePiece's
+//! `tokenizer.model` (see `from_sentencepiece`) and Qwen's `qwen.tiktoken` (see `tiktoken`).
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,10 +11,19 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{AddedToken, Encoding, Token, Tokenizer as Inner};
 
+use super::parts::Parts;
 use super::pieces::{Pieces, REPLACEMENT};
-use super::settings::{Settings, read_file};
+use super::settings::{Defaults, Settings, read_file};
 use crate::error::{Error, Result};
 
+/// Makes a tokenizer of a file and what else is in its folder.
+type Load = fn(&[u8], &Path) -> Result<Tokenizer>;
+/// Files that hold a vocabulary, in the order in which they are looked for.
+const VOCABULARIES: [(&str, Load); 3] = [
+    ("tokenizer.json", Tokenizer::from_json),
+    ("tokenizer.model", Tokenizer::from_sentencepiece),
+    ("qwen.tiktoken", Tokenizer::from_tiktoken),
+];
 /// Ids at or above this are a broken file's: tables over ids are that long.
 const MAX_IDS: u32 = 1 << 24;
 /// Longest prompt, in bytes: some two million tokens, for which the tokenizer takes 200 times as much memory.
@@ -21,6 +33,8 @@ const MAX_TEXT_BYTES: usize = 8 << 20;
 pub struct Tokenizer {
     /// Without truncation, padding and post-processor.
     inner: Inner,
+    /// What encodes instead of it, for vocabularies of SentencePiece.
+    parts: Option<Parts>,
     /// Of the common kinds of vocabulary.
     pieces: Option<Pieces>,
     special: BTreeSet<u32>,
@@ -33,23 +47,36 @@ pub struct Tokenizer {
 
 /// What encoding adds around a text's ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Around {
-    before: Vec<u32>,
-    after: Vec<u32>,
+pub(super) struct Around {
+    pub(super) before: Vec<u32>,
+    pub(super) after: Vec<u32>,
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a model folder: `tokenizer.json`, with what `tokenizer_config.json` and
-    /// `special_tokens_map.json` say beside it, as `transformers`' AutoTokenizer does.
+    /// Loads the tokenizer of a model folder: `tokenizer.json`, else `tokenizer.model`, else `qwen.tiktoken`, with
+    /// what `tokenizer_config.json` and `special_tokens_map.json` say beside it, as `transformers`' AutoTokenizer does.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where a file is missing or broken, [`Error::Unsupported`] for a folder with another
-    /// kind of tokenizer only.
+    /// [`Error::Checkpoint`] where all are missing, or one is broken.
     pub fn load(folder: &Path) -> Result<Tokenizer> {
-        let Some(file) = read_file(folder, "tokenizer.json")? else { return Err(no_tokenizer(folder)) };
-        let settings = Settings::read(folder)?;
+        for (name, load) in VOCABULARIES {
+            if let Some(file) = read_file(folder, name)? {
+                return load(&file, folder);
+            }
+        }
+        let names = VOCABULARIES.map(|(name, _)| name).join(", ");
+        Err(Error::Checkpoint(format!("the model has none of {names}")))
+    }
+
+    /// Whether a model folder has a tokenizer.
+    pub fn is_in(folder: &Path) -> bool {
+        VOCABULARIES.iter().any(|(name, _)| folder.join(name).exists())
+    }
+
+    fn from_json(file: &[u8], folder: &Path) -> Result<Tokenizer> {
+        let settings = Settings::read(folder, Defaults::default())?;
         let loaded = guarded(|| {
-            let mut inner = Inner::from_bytes(&file)?;
+            let mut inner = Inner::from_bytes(file)?;
             inner.with_padding(None);
             inner.with_truncation(None)?;
             let added = added_tokens(&inner, &settings);
@@ -61,7 +88,7 @@ impl Tokenizer {
         });
         let broken = |error| Error::Checkpoint(format!("tokenizer.json cannot be used: {error}"));
         let (inner, around) = loaded.map_err(broken)?;
-        Tokenizer::assemble(inner, around, &settings)
+        Tokenizer::assemble(inner, None, around, &settings)
     }
 
     /// A tokenizer without truncation, padding and post-processor.
@@ -69,10 +96,19 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Checkpoint`] where it has no ids, or too many.
     pub(super) fn new(inner: Inner, settings: &Settings) -> Result<Tokenizer> {
-        Tokenizer::assemble(inner, Around::default(), settings)
+        Tokenizer::assemble(inner, None, Around::default(), settings)
     }
 
-    fn assemble(inner: Inner, around: Around, settings: &Settings) -> Result<Tokenizer> {
+    /// As [`Tokenizer::new`], with what goes before and around a text where `settings` do not say so.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::new`].
+    pub(super) fn assemble(
+        inner: Inner,
+        parts: Option<Parts>,
+        around: Around,
+        settings: &Settings,
+    ) -> Result<Tokenizer> {
         let n_ids = n_ids(&inner)?;
         let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
         Ok(Tokenizer {
@@ -82,6 +118,7 @@ impl Tokenizer {
             n_ids,
             eos: settings.eos.as_deref().and_then(|token| inner.token_to_id(token)),
             cleans_up: if is_bpe { settings.cleans_up && settings.cleans_up_bpe } else { settings.cleans_up },
+            parts,
             inner,
         })
     }
@@ -96,12 +133,14 @@ impl Tokenizer {
             let n = text.len();
             return Err(Error::Invalid(format!("the prompt has {n} bytes, the limit is {MAX_TEXT_BYTES}")));
         }
-        let encoding = guarded(|| self.inner.encode_fast(text, false))
-            .map_err(|error| Error::Invalid(format!("the prompt cannot be tokenised: {error}")))?;
+        let ids = guarded(|| match &self.parts {
+            Some(parts) => Ok(parts.encode(text)),
+            None => Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()),
+        });
+        let ids = ids.map_err(|error| Error::Invalid(format!("the prompt cannot be tokenised: {error}")))?;
         let (before, after): (&[u32], &[u32]) =
             if add_special_tokens { (&self.around.before, &self.around.after) } else { (&[], &[]) };
         let room = truncate.saturating_sub(before.len().saturating_add(after.len()));
-        let ids = encoding.get_ids();
         let kept = ids.get(ids.len().saturating_sub(room)..).unwrap_or_default();
         let mut all = [before, kept, after].concat();
         all.truncate(truncate);
@@ -211,7 +250,7 @@ impl Around {
 
 /// Runs a call of the `tokenizers` crate, which indexes by what a file says: where that panics, the file's parts
 /// contradict each other, and the process lives on.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("its parts contradict each other".to_owned()),
@@ -250,9 +289,9 @@ fn set_prefix_space(inner: &mut Inner, settings: &Settings) {
 fn n_ids(inner: &Inner) -> Result<u32> {
     let largest = inner.get_vocab(true).into_values().max();
     match largest {
-        None => Err(Error::Checkpoint("tokenizer.json has no tokens".to_owned())),
+        None => Err(Error::Checkpoint("the tokenizer has no tokens".to_owned())),
         Some(id) if id >= MAX_IDS => {
-            Err(Error::Checkpoint(format!("tokenizer.json has a token of id {id}, beyond {MAX_IDS}")))
+            Err(Error::Checkpoint(format!("the tokenizer has a token of id {id}, beyond {MAX_IDS}")))
         }
         Some(id) => Ok(id + 1),
     }
@@ -264,14 +303,6 @@ fn special_ids(inner: &Inner) -> BTreeSet<u32> {
     let ids = added.get_added_tokens_decoder().keys().copied();
     ids.filter(|id| added.simple_id_to_token(*id).is_some_and(|token| added.is_special_token(&token)))
         .collect()
-}
-
-fn no_tokenizer(folder: &Path) -> Error {
-    let other = ["tokenizer.model", "qwen.tiktoken"].into_iter().find(|name| folder.join(name).exists());
-    match other {
-        Some(name) => Error::Unsupported(format!("the model has only {name}; a tokenizer.json is needed")),
-        None => Error::Checkpoint("the model has no tokenizer.json".to_owned()),
-    }
 }
 
 /// English punctuation drawn to the word before it, in the order of `transformers`' `clean_up_tokenization`.

@@ -15,7 +15,9 @@ mod graph;
 mod lanes;
 mod latent;
 mod linear;
+mod nccl;
 mod norm;
+mod peers;
 mod results;
 mod room;
 mod rotary;
@@ -24,8 +26,10 @@ mod step;
 mod tensor;
 mod tune;
 mod weight;
+mod world;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -46,8 +50,9 @@ use room::Room;
 use rows::Taken;
 use tensor::Numbers;
 use weight::Uploader;
+use world::Member;
 
-pub use device::{probe, total_bytes};
+pub use device::{count, exit_now, probe, total_bytes};
 pub use experts::{ExpertsRoom, ExpertsWeight};
 pub use graph::Graph;
 pub use latent::HeadWeight;
@@ -55,10 +60,12 @@ pub use norm::NormWeight;
 pub use step::Step;
 pub use tensor::Tensor;
 pub use weight::Weight;
+pub use world::World;
 
-/// One GPU.
+/// One GPU, and with it one rank.
 pub struct Cuda {
     device: Device,
+    member: Member,
     dtype: DType,
     linear: Linear,
     uploader: Uploader,
@@ -74,11 +81,25 @@ pub struct Kv {
 }
 
 impl Cuda {
-    /// Opens GPU `ordinal`, to compute in a 16-bit dtype.
+    /// Opens GPU `ordinal`, to compute alone in a 16-bit dtype.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where there is no GPU, or no cuBLASLt, or for f32.
     pub fn new(ordinal: usize, dtype: DType) -> Result<Cuda> {
+        Cuda::open(ordinal, Member::new(World::new(1)?, 0), dtype)
+    }
+
+    /// Opens the GPU of a world's rank, on the rank's thread.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn of_world(world: &Arc<World>, rank: usize, dtype: DType) -> Result<Cuda> {
+        let opened = Cuda::open(rank, Member::new(Arc::clone(world), rank), dtype);
+        // There is no backend yet by which the rank's thread could tell the others.
+        opened.inspect_err(|error| world.abort(&format!("rank {rank} failed to open its GPU: {error}")))
+    }
+
+    fn open(ordinal: usize, member: Member, dtype: DType) -> Result<Cuda> {
         if dtype == DType::F32 {
             return Err(Error::Unsupported(
                 "the GPU computes in float16 or bfloat16: choose one with --dtype, or --device cpu".into(),
@@ -86,7 +107,7 @@ impl Cuda {
         }
         let device = Device::open(ordinal)?;
         let linear = Linear::new(&device, dtype)?;
-        Ok(Cuda { linear, uploader: Uploader::new(&device, dtype), device, dtype })
+        Ok(Cuda { linear, uploader: Uploader::new(&device, dtype), device, member, dtype })
     }
 
     fn new_tensor(&self, rows: usize, width: usize, numbers: Numbers) -> Result<Tensor> {
@@ -143,7 +164,8 @@ impl Backend for Cuda {
     }
 
     fn attach(&mut self) -> Result<()> {
-        self.device.bind()
+        self.device.bind()?;
+        self.member.open(&self.device, self.dtype)
     }
 
     fn supports(&self, spec: &DecoderSpec) -> Result<()> {
@@ -186,6 +208,13 @@ impl Backend for Cuda {
 
     fn logits(&self, rows: usize, width: usize) -> Result<Tensor> {
         self.new_tensor(rows, width, Numbers::Single)
+    }
+
+    fn share(&self, tensor: &mut Tensor) -> Result<()> {
+        if !self.member.is_alone() {
+            tensor.share(self.member.joint(tensor.buffer().address())?);
+        }
+        Ok(())
     }
 
     fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
@@ -240,7 +269,7 @@ impl Backend for Cuda {
     }
 
     fn step(&self, shape: StepShape) -> Result<Step> {
-        Step::new(&self.device, self.dtype, shape)
+        Step::new(&self.device, &self.member, self.dtype, shape)
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -249,6 +278,7 @@ impl Backend for Cuda {
 
     fn prepare(&self, layers: &[Tuned<'_, Cuda>]) -> Result<()> {
         self.uploader.finish()?;
+        let layers: Vec<Tuned<'_, Cuda>> = layers.iter().filter_map(|tuned| self.as_run(tuned)).collect();
         let room = layers.iter().map(|tuned| Room::new(self, tuned)).collect::<Result<Vec<Room>>>()?;
         // The layers of a step are seen by the same numbers of rows, the head by others.
         for together in layers.chunk_by(|a, b| a.rows == b.rows) {
@@ -263,6 +293,10 @@ impl Backend for Cuda {
             }
         }
         Ok(())
+    }
+
+    fn meet(&self, number: u64) -> Result<u64> {
+        self.member.meet(&self.device, number)
     }
 
     fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
@@ -308,6 +342,10 @@ impl Backend for Cuda {
     }
 
     fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
+        if multiplier == 1.0 && !self.member.adds_first() {
+            return self.member.add_all(rows, x, residual);
+        }
+        self.member.all_reduce(rows, x)?;
         self.add_rows(multiplier, rows, x, residual)
     }
 
@@ -316,6 +354,10 @@ impl Backend for Cuda {
             Numbers::Half => Product::Stored,
             Numbers::Single => Product::Logits,
         };
+        if weight.outputs == 0 {
+            // The last ranks may have no part of a small vocabulary.
+            return Ok(());
+        }
         self.linear.run(&Call { weight, product, rows, x, out, scratch: None })
     }
 
@@ -324,10 +366,15 @@ impl Backend for Cuda {
         weight: &Weight,
         rows: usize,
         x: &Tensor,
-        _branch: &mut Tensor,
+        branch: &mut Tensor,
         residual: &mut Tensor,
     ) -> Result<()> {
-        self.linear.run(&Call { weight, product: Product::Added, rows, x, out: residual, scratch: None })
+        let (product, out) = match self.member.adds_first() {
+            true => (Product::Added, &*residual),
+            false => (Product::Stored, &*branch),
+        };
+        self.linear.run(&Call { weight, product, rows, x, out, scratch: None })?;
+        self.member.add_all(rows, branch, residual)
     }
 
     fn linear_gate(
@@ -448,17 +495,16 @@ impl Backend for Cuda {
         self.take_rows(&Taken::of_tensor(x, step.n_tokens(), tokens, n), out)
     }
 
-    fn all_reduce(&self, _rows: usize, _x: &mut Tensor) -> Result<()> {
-        // A world of one, as `model::load` has it.
-        Ok(())
+    fn all_reduce(&self, rows: usize, x: &mut Tensor) -> Result<()> {
+        self.member.all_reduce(rows, x)
     }
 
     fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Tensor) -> Result<()> {
         self.run_warp(warp, rows, logits)
     }
 
-    fn gather(&self, _rows: usize, _part: &Tensor, _out: &mut Tensor) -> Result<()> {
-        Err(Error::Bug("one rank has nothing to gather".into()))
+    fn gather(&self, rows: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.member.gather(rows, part, out)
     }
 
     fn target_logprobs(&self, targets: Range<usize>, logits: &Tensor, step: &mut Step) -> Result<()> {
@@ -470,14 +516,20 @@ impl Backend for Cuda {
     }
 
     fn advance(&self, step: &mut Step) -> Result<()> {
+        let (drafts, n_drafts) = step.all_drafts();
+        self.member.share_tokens(drafts, n_drafts, step.lane_tokens())?;
         step.finish()
     }
 
     fn output(&self, step: &mut Step) -> Result<StepOutput> {
-        step.output()
+        step.output(&|| self.device.check().and_then(|()| self.member.check()))
     }
 
-    fn abort(&self, _reason: &str) {
-        // A world of one: nobody waits.
+    fn abort(&self, reason: &str) {
+        self.member.abort(reason);
+    }
+
+    fn links(&self) -> Option<String> {
+        self.member.describe()
     }
 }

@@ -8,6 +8,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::spec::tests::tiny;
 
+const SINGLE_FILE: &str = Format::Safetensors.single();
+const INDEX_FILE: &str = Format::Safetensors.index();
+
 /// A file of 16- and 32-bit tensors with different contents.
 fn file() -> Vec<u8> {
     let tensors: Vec<(&str, FileDtype, Vec<usize>)> = vec![
@@ -43,7 +46,7 @@ fn refusal(file: Vec<u8>) -> String {
 }
 
 /// Reads all that a checkpoint offers.
-fn touch(checkpoint: &Checkpoint) {
+pub(super) fn touch(checkpoint: &Checkpoint) {
     for name in checkpoint.names() {
         if let Ok(tensor) = checkpoint.tensor(name) {
             let tensor = tensor.unwrap();
@@ -131,7 +134,7 @@ fn offsets_that_overflow_together_are_refused() {
     assert!(refusal.contains("16 bytes follow the header"), "{refusal}");
 }
 
-fn folder(files: &[(&str, &[u8])]) -> TempDir {
+pub(super) fn folder(files: &[(&str, &[u8])]) -> TempDir {
     let folder = TempDir::new().unwrap();
     for (name, contents) in files {
         fs::write(folder.path().join(name), contents).unwrap();
@@ -155,6 +158,23 @@ fn a_folder_is_mapped_whole_or_by_its_index() {
     // The map outlives the names of its files.
     drop(sharded);
     assert_eq!(checkpoint.tensor("b").unwrap().unwrap().bytes(), [2; 10]);
+}
+
+#[test]
+fn safetensors_go_before_torch_files_and_both_kinds_have_an_index() {
+    let torch = include_bytes!("../../../integration/fixtures/torch/nested.bin");
+    let index = br#"{"weight_map": {"a.weight": "x.bin"}}"#;
+    let names = |files: &[(&str, &[u8])]| {
+        let checkpoint = Checkpoint::open(folder(files).path()).unwrap();
+        checkpoint.names().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (single, listed) = ((Format::Torch.single(), &torch[..]), (Format::Torch.index(), &index[..]));
+    assert_eq!(names(&[single]), ["a.weight"]);
+    assert_eq!(names(&[listed, ("x.bin", torch)]), ["a.weight"]);
+    assert_eq!(names(&[single, listed, (SINGLE_FILE, &file())]).len(), 5);
+    let absent = br#"{"weight_map": {"b": "x.bin"}}"#;
+    let told = open_refusal(&[(Format::Torch.index(), absent), ("x.bin", torch)]);
+    assert_eq!(told, "pytorch_model.bin.index.json says that tensor b is in x.bin, which does not hold it");
 }
 
 #[test]

@@ -233,6 +233,26 @@ fn places_cover_a_checkpoint_once() {
     }
 }
 
+#[test]
+fn a_checkpoint_of_another_size_is_told_by_a_tensor() {
+    for Tiny { config, .. } in tiny() {
+        let Resolved { spec, names, .. } = resolve(&config).unwrap();
+        let checkpoint = Checkpoint::dummy(&spec, &names, DType::BF16, 1).unwrap();
+        let refusal = |change: fn(&mut DecoderSpec)| {
+            let mut other = spec.clone();
+            change(&mut other);
+            Weights::open(&checkpoint, &other, &names).unwrap_err().to_string()
+        };
+        let deeper = refusal(|spec| spec.layers.extend(spec.layers.last().cloned()));
+        assert!(deeper.contains(".3.") || deeper.contains(".7."), "{}: {deeper}", spec.family);
+        assert!(deeper.ends_with("is missing"), "{deeper}");
+        let larger = refusal(|spec| spec.vocab += 1);
+        assert!(larger.contains("has the shape [100, ") && larger.contains("expected [101, "), "{larger}");
+        let shallower = refusal(|spec| spec.layers.truncate(1));
+        assert!(shallower.contains("has no place in a"), "{shallower}");
+    }
+}
+
 /// Published configurations, written by us from the published facts, with the parameters of their checkpoints and the
 /// bytes of a token's keys and values in bf16.
 #[test]
