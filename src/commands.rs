@@ -27,13 +27,10 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
         Command::DownloadWeights(args) => with(config::download(*args), download::run),
     };
-    #[cfg(feature = "cuda")]
-    if !matches!(exit, Exit::Done | Exit::Usage) {
-        // A rank of this process may be waiting for one that has failed, on a GPU.
-        let _ = std::io::Write::flush(&mut std::io::stdout());
-        crate::backend::cuda::exit_now(exit.code());
+    match exit {
+        Exit::Done | Exit::Usage => ExitCode::from(exit.code()),
+        _ => server::leave(exit.code()),
     }
-    ExitCode::from(exit.code())
 }
 
 /// Runs a command between setting up and ending what it runs on.

@@ -2,8 +2,8 @@
 //!
 //! Sampling, log-probabilities and the advance of lanes are inside; slots are scattered; keys and values are those of real
 //! prompts. Arguments: `[decode] [prefill] [gap] [collectives]`, all but the last where none is given; `lanes=N` and
-//! `longest=N` bound the rows and contexts of decode steps; `ranks=N` cuts the model for so many GPUs; a path that ends in
-//! `.json` is the config of another shape than Llama-3.1-8B's. `$OUT` names a folder for the results as JSON.
+//! `longest=N` bound the rows and contexts of decode steps; `ranks=N` cuts the model for so many GPUs; `shape=BLOOM-7b1`, or a
+//! path that ends in `.json`, is another shape than Llama-3.1-8B's. `$OUT` names a folder for the results as JSON.
 
 #![allow(missing_docs)]
 
@@ -16,7 +16,7 @@ use kvshard::ids::Lane;
 use kvshard::model::checkpoint::{Checkpoint, DType};
 use kvshard::model::executor::Executor;
 use kvshard::model::families::{self, Resolved};
-use kvshard::model::spec::{Attention, DecoderSpec, Head};
+use kvshard::model::spec::{Attention, DecoderSpec, Head, Mlp};
 use kvshard::model::weights::Weights;
 use kvshard::model::{self, Device, Options, PoolSize};
 use serde_json::json;
@@ -29,16 +29,12 @@ const PRODUCTS: f64 = 680e12;
 const ATTENTION: f64 = 600e12;
 const STEP_TOKENS: usize = 8192;
 
-fn llama31_8b() -> serde_json::Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
-        "max_position_embeddings": 131072, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
-        "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192
-        }
-    })
+/// The config of a published shape.
+fn published(name: &str) -> serde_json::Value {
+    let shapes = include_str!("../src/model/families/tests/published.json");
+    let shapes: Vec<serde_json::Value> = serde_json::from_str(shapes).expect("JSON");
+    let shape = shapes.into_iter().find(|shape| shape["name"] == name);
+    shape.expect("the name of a published shape")["config"].clone()
 }
 
 /// What is measured, and how many slots it takes.
@@ -55,6 +51,10 @@ struct Sizes {
     weights: f64,
     /// Of these, in layers.
     layer_weights: f64,
+    /// Of these, of experts.
+    expert_weights: f64,
+    /// Share of the experts that a token chooses.
+    chosen: f64,
     /// Keys and values of a token, in bytes.
     kv: f64,
     /// Floating-point operations of a query and a key in all layers.
@@ -73,8 +73,27 @@ impl Sizes {
             Attention::Latent(latent) => (4 * latent.heads * latent.row_width(), kv),
         };
         let attention = (attention * spec.layers.len()) as f64 * share;
+        let (mut expert_weights, mut chosen) = (0.0, 1.0);
+        for layer in &spec.layers {
+            if let Mlp::Experts(experts) = layer.mlp {
+                expert_weights += (3 * spec.hidden * experts.width * experts.n_experts) as f64 * share;
+                chosen = experts.n_chosen as f64 / experts.n_experts as f64;
+            }
+        }
         let (vocab, weights) = (spec.vocab, (layer_weights + table) * share);
-        Sizes { ranks, lanes, longest, vocab, weights, layer_weights: layer_weights * share, kv, attention }
+        let layer_weights = layer_weights * share;
+        Sizes { ranks, lanes, longest, vocab, weights, layer_weights, expert_weights, chosen, kv, attention }
+    }
+
+    /// Bytes of weights that a step reads: of experts, those that its rows touch when each chooses at random.
+    fn read(&self, rows: usize) -> f64 {
+        let untouched = (1.0 - self.chosen).powi(rows as i32);
+        2.0 * (self.weights - untouched * self.expert_weights)
+    }
+
+    /// Of `weights`, those that a token is multiplied by.
+    fn active(&self, weights: f64) -> f64 {
+        weights - (1.0 - self.chosen) * self.expert_weights
     }
 
     /// Slots of a lane.
@@ -117,9 +136,12 @@ fn main() {
     if !["decode", "prefill", "gap"].into_iter().any(wants) {
         return;
     }
-    let config = wanted.iter().find(|argument| argument.ends_with(".json")).map_or_else(llama31_8b, |path| {
-        serde_json::from_str(&std::fs::read_to_string(path).expect("a config")).expect("JSON")
-    });
+    let file = wanted.iter().find(|argument| argument.ends_with(".json"));
+    let shape = wanted.iter().find_map(|argument| argument.strip_prefix("shape="));
+    let config = match file {
+        Some(path) => serde_json::from_str(&std::fs::read_to_string(path).expect("a config")).expect("JSON"),
+        None => published(shape.unwrap_or("Llama-3.1-8B")),
+    };
     let began = Instant::now();
     let model = resolve(&config);
     let sizes = Sizes::new(&model.spec, n_ranks, size("lanes", 256), size("longest", 2048));
@@ -220,9 +242,9 @@ impl Bench {
                 began.elapsed()
             });
             let tokens = (n * len) as f64;
-            let operations = 2.0 * self.sizes.layer_weights * tokens / PRODUCTS;
+            let operations = 2.0 * self.sizes.active(self.sizes.layer_weights) * tokens / PRODUCTS;
             let attention = self.sizes.attention * tokens * len as f64 / 2.0 / ATTENTION;
-            let floor = ((operations + attention).max(2.0 * self.sizes.weights / BANDWIDTH)) * 1e3;
+            let floor = ((operations + attention).max(self.sizes.read(n * len) / BANDWIDTH)) * 1e3;
             println!(
                 "{:<20} {floor:>9.2} {time:>7.2} {:>9.2}x {:>10.0}",
                 format!("{n} x {len}"),
@@ -307,9 +329,10 @@ impl Bench {
                 position += 1;
                 began.elapsed()
             });
-            let Sizes { weights, kv, .. } = self.sizes;
-            let products = (2.0 * weights / BANDWIDTH).max(2.0 * weights * n as f64 / 790e12);
-            let floor = (products + n as f64 * context as f64 * kv / BANDWIDTH) * 1e3;
+            let sizes = &self.sizes;
+            let operations = 2.0 * sizes.active(sizes.weights) * n as f64;
+            let products = (sizes.read(n) / BANDWIDTH).max(operations / 790e12);
+            let floor = (products + n as f64 * context as f64 * sizes.kv / BANDWIDTH) * 1e3;
             println!(
                 "{:<20} {floor:>9.2} {time:>7.3} {:>9.2}x {:>10.0} {alone:>9.3}",
                 format!("{n} x {context}"),

@@ -57,7 +57,8 @@ impl Barrier {
         self.changed.notify_all();
     }
 
-    /// Why the world was aborted, if it was.
+    /// Why the world was aborted, if it was: for ranks that wait elsewhere than here.
+    #[cfg(feature = "cuda")]
     pub fn aborted(&self) -> Option<String> {
         self.lock().aborted.clone()
     }

@@ -38,7 +38,10 @@ impl Room {
 
 impl Cuda {
     /// A layer with the product that is really made of it; nothing where this rank makes none.
-    pub(super) fn as_run<'a>(&self, Tuned { weights, product, rows }: &Tuned<'a, Cuda>) -> Option<Tuned<'a, Cuda>> {
+    pub(super) fn as_run<'a>(
+        &self,
+        Tuned { weights, product, rows }: &Tuned<'a, Cuda>,
+    ) -> Option<Tuned<'a, Cuda>> {
         let product = match product {
             Product::Added if !self.member.adds_first() => Product::Stored,
             other => *other,

@@ -106,11 +106,7 @@ impl Step {
         let words = |n: usize| device.alloc(n * 4);
         let staged_words = staged_words(max_tokens, n_lanes);
         if shape.frequencies.len() > ffi::KV_MAX_ROTARIES {
-            let n = shape.frequencies.len();
-            return Err(Error::Unsupported(format!(
-                "{n} rotary embeddings in one decoder: the GPU takes {} at most",
-                ffi::KV_MAX_ROTARIES
-            )));
+            return Err(Error::Bug("more rotary embeddings than `supports` lets pass".into()));
         }
         let (rows, n_heads, kv_heads, width) =
             (n_lanes as i32, heads.heads as i32, heads.kv_heads as i32, heads.head_dim as i32);
