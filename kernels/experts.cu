@@ -12,6 +12,9 @@ namespace {
 
 int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
+// Bytes of weights up to which one row is served by experts_few.cu: above, its warps stream more slowly than TMA does.
+constexpr int64_t kFewBytes = int64_t{256} << 20;
+
 int64_t padded(int64_t width) { return (width + 7) / 8 * 8; }
 
 // The workspace. Its parts lie by max_rows, so that what was zero once between the rows of `gates` stays so.
@@ -221,6 +224,11 @@ extern "C" int kv_experts(const kv_experts_params *params, kv_stream stream) {
   if (p.rows == 0) return static_cast<int>(cudaSuccess);
   const Workspace workspace(p.workspace, p.n_experts, p.n_chosen, p.hidden, p.width, p.max_rows);
   const Routing &routing = workspace.routing;
+  const int64_t read = int64_t{3} * p.n_chosen * p.hidden * p.width * 2;
+  if (p.rows == 1 && read <= kFewBytes) {
+    const int status = launch_route(p, routing, 0, stream);
+    return status != 0 ? status : launch_experts_few(p, routing, workspace.gates, stream);
+  }
   // As if rows chose at random.
   const double touched =
       p.n_experts * (1 - std::pow(1 - static_cast<double>(p.n_chosen) / p.n_experts, p.rows));

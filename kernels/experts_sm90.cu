@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
+    prefetch_map(weight_map);
     for (int stage = 0; stage < args.stages; ++stage) {
       barrier_init(full + stage * 8, 1 + kGatherWarps * kWarp);
       barrier_init(empty + stage * 8, kConsumerWarps);
@@ -344,8 +345,8 @@ double cost(const GroupedProduct &p, int warpgroups, int columns) {
   const double from_memory = weight_bytes / 19 * std::max(p.expected_groups, 1) / blocks;
   const double from_cache = (weight_bytes + x_bytes) / 42;
   const double multiplied = tile_inputs * columns * block_rows / 2048 * 1.15;
-  // A step has a cost of its own, a tile an end.
-  return busy * (std::max({from_memory, from_cache, multiplied, tile_inputs / stage_inputs * 400}) + 600);
+  // A tile has an end that nothing hides.
+  return busy * (std::max({from_memory, from_cache, multiplied}) + 600);
 }
 
 template <typename T, int kWarpgroups, int kColumns>
@@ -374,14 +375,13 @@ int launch_columns(const GroupedProduct &p, kv_stream stream) {
   const bool wide = grouped_block_rows(p.expected_rows) == kWideRows;
   int best = 0;
   double least = 0;
-  for (const int columns : {256, 128, 64, 32}) {
+  for (const int columns : {256, 128, 64}) {
     if (wide ? columns < 128 : columns == 256) continue;
     const double needed = cost(p, wide ? 2 : 1, columns);
     if (best == 0 || needed < least) best = columns, least = needed;
   }
   if (wide) return best == 256 ? launch_tiling<T, 2, 256>(p, stream) : launch_tiling<T, 2, 128>(p, stream);
-  if (best == 128) return launch_tiling<T, 1, 128>(p, stream);
-  return best == 64 ? launch_tiling<T, 1, 64>(p, stream) : launch_tiling<T, 1, 32>(p, stream);
+  return best == 128 ? launch_tiling<T, 1, 128>(p, stream) : launch_tiling<T, 1, 64>(p, stream);
 }
 
 }  // namespace

@@ -229,9 +229,7 @@ __device__ __forceinline__ void arrange(const Routing &routing, int n_experts, i
   const int n = rows * n_chosen;
   const int part = (n + kRouteWarps * kWarp - 1) / (kRouteWarps * kWarp) * kWarp;
   const int begin = warp * part, end = min(begin + part, n);
-  for (int i = threadIdx.x; i < kRouteWarps * KV_MAX_EXPERTS; i += kRouteWarps * kWarp) {
-    counts[i / KV_MAX_EXPERTS][i % KV_MAX_EXPERTS] = 0;
-  }
+  for (int expert = lane; expert < n_experts; expert += kWarp) counts[warp][expert] = 0;
   __syncthreads();
   const int bits = 32 - __clz(n_experts - 1);
   // The lanes that hold the same expert, by ballots, which are faster than __match_any_sync; the lowest counts for all.
@@ -246,6 +244,7 @@ __device__ __forceinline__ void arrange(const Routing &routing, int n_experts, i
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
+        if (base + j * kWarp >= end) break;
         const int expert = experts[j];
         unsigned same = __ballot_sync(0xffffffffu, expert >= 0);
         for (int bit = 0; bit < bits; ++bit) {
@@ -333,6 +332,7 @@ __global__ void __launch_bounds__(kRouteWarps *kWarp)
     choose<kPerLane>(router, n_experts, n_chosen, routing.logits + static_cast<int64_t>(row) * n_experts,
            shared.scores[warp], group_scores[warp], routing.ids + at, routing.weights + at);
   }
+  if (block_rows == 0) return;
   __syncthreads();
   if (gridDim.x == 1 && rows * n_chosen <= kFewChoices) {
     arrange_few(routing, n_chosen, rows * n_chosen, shared.counts[0], shared.counts[1]);

@@ -95,7 +95,7 @@ pub fn plan(config: &ShardConfig, (located, model): (Located, Resolved)) -> Resu
         (options.lane_counts, options.headroom_bytes) = (true, HEADROOM_BYTES);
     }
     let without_pool = MemoryPlan::new(&model, Some(&weights), &options)?;
-    let available = available_bytes(&config.compute);
+    let available = available_bytes(&config.compute, config.world_size);
     let n_slots = match (&config.compute, config.pool_tokens, available) {
         (Compute::Cuda { .. }, None, Some(available)) => {
             let fit = slots_that_fit(&without_pool, config.world_size, available)?;
@@ -211,6 +211,7 @@ pub fn load_around(
         n_ranks: config.world_size,
         pool: pool_size(config, plan.n_slots),
         graphs: config.graphs,
+        fault: config.fault,
         n_lanes: config.max_lanes as usize + 1,
         max_step_tokens: config.max_step_tokens as usize,
     };
@@ -264,7 +265,8 @@ fn check_memory(memory: &MemoryPlan, world: usize, available: Option<u64>) -> Re
 fn pool_size(config: &ShardConfig, n_slots: u32) -> PoolSize {
     match (&config.compute, config.pool_tokens) {
         (Compute::Cuda { memory_fraction }, None) => {
-            let total = available_bytes(&Compute::Cuda { memory_fraction: 1.0 }).unwrap_or(0);
+            let total =
+                available_bytes(&Compute::Cuda { memory_fraction: 1.0 }, config.world_size).unwrap_or(0);
             PoolSize::Rest { unused_bytes: (total as f64 * f64::from(1.0 - memory_fraction)) as u64 }
         }
         _ => PoolSize::Slots(n_slots as usize),
@@ -276,6 +278,7 @@ fn tell_taken(model: &ModelInfo) {
     if model.device == "cpu" {
         return;
     }
+    model.links.iter().for_each(|links| tracing::info!("{links}"));
     tracing::info!(
         "on the GPU, in {}: weights {} MiB, a pool of {} slots {} MiB, graphs {} MiB",
         model.dtype,

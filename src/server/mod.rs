@@ -10,6 +10,7 @@ mod fit;
 mod follower;
 mod health;
 mod intake;
+mod leave;
 mod listen;
 mod load;
 mod memory;
@@ -22,6 +23,7 @@ mod v3;
 
 pub use health::Fault;
 pub use intake::Intake;
+pub use leave::leave;
 pub use listen::RunningShard;
 pub use load::{LoadPlan, Loaded, describe, load, load_around, locate, plan};
 pub use run::{Ending, run};
