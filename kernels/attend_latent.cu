@@ -4,8 +4,7 @@
 // more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Four warps copy blocks
 // of 64 keys, 16 bytes further apart than they are long, so that eight keys' chunks of a column lie in different banks.
 // (Bulk copies, one a key, are a tenth slower.) Eight warps make the scores, a quarter of the keys and half of the inputs each, and then sum
-// an eighth of the values each over all keys. What the plan cut is merged in the order of the keys: a few pieces of a
-// row by the last of its thread blocks to arrive, more of them by many thread blocks of a second kernel.
+// an eighth of the values each over all keys. What the plan cut is merged by a second kernel in the order of the keys.
 
 #include "common.cuh"
 #include "decode_plan.cuh"
@@ -38,7 +37,6 @@ struct Shared {
   float maxima[kHeads][kConsumerWarps];
   float sums[kHeads][kConsumerWarps];
   uint64_t full[kStages], empty[kStages];
-  bool last;  // Whether this thread block merges.
 };
 constexpr int kSharedBytes = kStages * kStageBytes + static_cast<int>(sizeof(Shared));
 static_assert(kSharedBytes <= 227 * 1024);
@@ -47,12 +45,8 @@ static_assert(kSharedBytes <= 227 * 1024);
 struct LatentPieces {
   float *sums;     // [2 * parts][kHeads][kRank]
   float2 *states;  // [2 * parts][kHeads] largest score, sum of weights
-  unsigned *arrivals;  // [parts] of the row that begins in a part and is cut; 0 between launches
-  int2 *cuts;          // [passes][max_rows] first and last part; the same where nothing is left to merge
+  int2 *cuts;      // [passes][max_rows] first and last part; the same where the row was not cut
 };
-
-// Pieces of a row that its last thread block merges.
-constexpr int kFewPieces = 4;
 
 // A part holds pieces of at most two rows, of which at most one begins in it.
 __device__ __forceinline__ int64_t piece_at(int part, int first_part) { return 2 * part + (part == first_part); }
@@ -92,55 +86,6 @@ __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
 __device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
 __device__ __forceinline__ void sync_pair(int pair) {
   asm volatile("bar.sync %0, %1;" ::"r"(2 + pair), "n"(2 * kWarp) : "memory");
-}
-
-#endif
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-
-// Tells that a thread block's piece is in the workspace; true: all of the row's are.
-__device__ __forceinline__ bool arrive(unsigned *arrivals, int pieces) {
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
-  if (static_cast<int>(before) + 1 < pieces) return false;
-  *arrivals = 0;
-  return true;
-}
-
-// Merges a head's few pieces, the columns that a thread has: two of each eight from `column` on.
-template <typename T>
-__device__ __forceinline__ void merge_few(const LatentPieces &pieces, int first_part, int last_part, int head,
-                                          int column, T *out) {
-  int64_t at[kFewPieces];
-  float2 parts[kFewPieces];
-  float weights[kFewPieces];
-  SoftmaxState state;
-#pragma unroll
-  for (int i = 0; i < kFewPieces; ++i) {
-    at[i] = piece_at(min(first_part + i, last_part), first_part) * kHeads + head;
-    parts[i] = __ldcg(pieces.states + at[i]);
-    if (first_part + i > last_part) parts[i] = make_float2(kMinusInfinity, 0.f);
-    state.max = fmaxf(state.max, parts[i].x);
-  }
-#pragma unroll
-  for (int i = 0; i < kFewPieces; ++i) {
-    weights[i] = state.weight(parts[i].x);
-    state.sum += weights[i] * parts[i].y;
-  }
-  const float factor = state.normaliser();
-#pragma unroll
-  for (int n = 0; n < kWarpValues / 8; ++n) {
-    float2 sum = make_float2(0.f, 0.f);
-#pragma unroll
-    for (int i = 0; i < kFewPieces; ++i) {
-      if (first_part + i > last_part) continue;
-      const float2 x = __ldcg(reinterpret_cast<const float2 *>(pieces.sums + at[i] * kRank + column + n * 8));
-      sum.x += weights[i] * x.x;
-      sum.y += weights[i] * x.y;
-    }
-    *reinterpret_cast<typename Pair<T>::type *>(out + n * 8) =
-        from_float2<T>(make_float2(sum.x * factor, sum.y * factor));
-  }
 }
 
 #endif
@@ -322,10 +267,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
       const int block = static_cast<int>(blockIdx.x);
       const int first_part = piece_block > 0 ? part.first_part : block;
       const int last_part = row_end ? block : part.last_part;
-      const int pieces = last_part - first_part + 1;
       if (row_end && threadIdx.x == 0) {
-        args.pieces.cuts[here.head * p.max_rows + here.row] =
-            pieces > kFewPieces ? make_int2(first_part, last_part) : make_int2(0, 0);
+        args.pieces.cuts[here.head * p.max_rows + here.row] = make_int2(first_part, last_part);
       }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -335,11 +278,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
         if (t == 0) shared.sums[g + c * 8][warp] = sum;
       }
       sync_consumers();
-      const int column = warp * kWarpValues + 2 * t;
-      const auto out_of = [&](int head) {
-        return static_cast<T *>(p.out) + here.now.token * p.out_stride +
-               static_cast<int64_t>(first_head + head) * kRank + column;
-      };
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int head = g + c * 8;
@@ -348,8 +286,10 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
 #pragma unroll
         for (int w = 0; w < kConsumerWarps; ++w) state.sum += shared.sums[head][w];
         if (head < n_heads) {
-          if (pieces == 1) {
-            T *const out = out_of(head);
+          const int column = warp * kWarpValues + 2 * t;
+          if (first_part == last_part) {
+            T *const out = static_cast<T *>(p.out) + here.now.token * p.out_stride +
+                           static_cast<int64_t>(first_head + head) * kRank + column;
             const float factor = state.normaliser();
 #pragma unroll
             for (int n = 0; n < kWarpValues / 8; ++n) {
@@ -369,15 +309,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
         states[c] = SoftmaxState();
 #pragma unroll
         for (int n = 0; n < kWarpValues / 8; ++n) values[n][2 * c] = values[n][2 * c + 1] = 0.f;
-      }
-      if (pieces > 1 && pieces <= kFewPieces) {
-        sync_consumers();
-        if (threadIdx.x == 0) shared.last = arrive(args.pieces.arrivals + first_part, pieces);
-        sync_consumers();
-        if (shared.last) {
-          if (g < n_heads) merge_few(args.pieces, first_part, last_part, g, column, out_of(g));
-          if (g + 8 < n_heads) merge_few(args.pieces, first_part, last_part, g + 8, column, out_of(g + 8));
-        }
       }
       piece_block = here.tail == 1 ? part.block : 0;
     }
@@ -518,8 +449,6 @@ int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 int64_t sums_bytes() { return align_256(int64_t{2} * max_parts() * kHeads * kRank * static_cast<int64_t>(sizeof(float))); }
 int64_t states_bytes() { return align_256(int64_t{2} * max_parts() * kHeads * static_cast<int64_t>(sizeof(float2))); }
 
-int64_t arrivals_bytes() { return align_256(max_parts() * static_cast<int64_t>(sizeof(unsigned))); }
-
 template <typename T>
 int launch_own(const LatentArgs &args, kv_stream stream) {
   const cudaError_t error =
@@ -548,9 +477,8 @@ extern "C" {
 int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t row_width) {
   using namespace kv;
   if (!has_own_kernel(row_width)) return 0;
-  return sums_bytes() + states_bytes() + arrivals_bytes() +
-         static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) *
-             static_cast<int64_t>(sizeof(int2));
+  return sums_bytes() + states_bytes() +
+         static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) * static_cast<int64_t>(sizeof(int2));
 }
 
 int kv_plan_latent(const kv_plan_latent_params *params, kv_stream stream) {
@@ -581,10 +509,8 @@ int kv_attend_latent(const kv_attend_latent_params *params, kv_stream stream) {
   args.scale = p.scale * kLog2e;
   args.passes = ceil_div(p.heads, kHeads);
   auto *const workspace = static_cast<unsigned char *>(p.workspace);
-  auto *const states = workspace + sums_bytes();
-  auto *const arrivals = states + states_bytes();
-  args.pieces = {reinterpret_cast<float *>(workspace), reinterpret_cast<float2 *>(states),
-                 reinterpret_cast<unsigned *>(arrivals), reinterpret_cast<int2 *>(arrivals + arrivals_bytes())};
+  args.pieces = {reinterpret_cast<float *>(workspace), reinterpret_cast<float2 *>(workspace + sums_bytes()),
+                 reinterpret_cast<int2 *>(workspace + sums_bytes() + states_bytes())};
   return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_own<T>(args, stream); });
 }
 
