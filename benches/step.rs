@@ -22,7 +22,7 @@ use kvshard::config::{self, ServeConfig};
 use kvshard::engine::{EngineConfig, EngineHandle};
 use kvshard::error::{Error, Result};
 use kvshard::ids::{BatchId, Protocol};
-use kvshard::model::executor::{Executor, ModelInfo, PositionRegime};
+use kvshard::model::executor::{Executor, ModelInfo, PositionRegime, Progress};
 use kvshard::pb::v3;
 use kvshard::sampling::Limits;
 use kvshard::server::{Intake, Loaded, RunningShard};
@@ -72,6 +72,8 @@ impl Null {
             weight_bytes: 0,
             kv_bytes: 0,
             graph_bytes: 0,
+            links: None,
+            progress: Progress::new(1),
         };
         Null {
             info,

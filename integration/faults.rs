@@ -152,6 +152,7 @@ fn failing_world(info: &dyn Executor, n_ranks: usize, rank: usize, failure: Fail
         device: Device::Cpu,
         pool: PoolSize::Slots(info.n_slots as usize),
         graphs: false,
+        fault: None,
         n_lanes: info.n_lanes as usize,
         max_step_tokens: info.max_step_tokens as usize,
     };
@@ -164,8 +165,8 @@ async fn a_rank_that_fails_takes_the_world_along_and_says_which() {
     for (n_ranks, rank) in [(1, 0), (2, 0), (2, 1), (4, 2)] {
         for failure in [Failure::Panics, Failure::Errs] {
             let expected = match failure {
-                Failure::Panics => format!("rank {rank} panicked: on purpose"),
-                Failure::Errs => format!("rank {rank} failed: out of paper"),
+                Failure::Panics => format!("rank {rank} panicked in step 2: on purpose"),
+                Failure::Errs => format!("rank {rank} failed in step 2: out of paper"),
             };
             let faulty = move |executor: Box<dyn Executor>| -> Box<dyn Executor> {
                 Box::new(failing_world(&*executor, n_ranks, rank, failure))

@@ -1,13 +1,14 @@
 #!/bin/bash
 # Everything that there is to run on a GPU, or the parts that are named:
 #
-#   integration/gpu.sh [ops] [golden] [sanitize] [soak] [bench]
+#   integration/gpu.sh [ops] [golden] [sanitize] [soak] [bench] [shards]
 #
 #   ops       the ops of the CUDA backend against naive references
 #   golden    goldens, what is identical to the bit, what lies within noise, draws
 #   sanitize  compute-sanitizer: memcheck over the ops, racecheck over attention and sampling
 #   soak      random traffic for KVSHARD_SOAK_SECONDS (240)
 #   bench     steps of the Llama-3.1-8B shape beside their floors
+#   shards    several GPUs as one: goldens, what is identical, a failing rank, sums over ranks; run only where it is named
 #
 # What is missing is built with cargo, unless KVSHARD_BIN_DIR names a folder with the programs `ops` (the library's
 # tests), `gpu` (the target of that name) and `bench-gpu`. SANITIZE_SECONDS (240) ends each of the sanitizer's runs;
@@ -59,7 +60,7 @@ tests() {
 
 # Lines that the tests of the target `gpu` print.
 figures() {
-  grep -hE ' (log-probs|tokens|draws|requests|answers)[, ]' "$logs/$1.log" | grep -v instead |
+  grep -hE ' (log-probs|tokens|draws|requests|answers|process)[, ]' "$logs/$1.log" | grep -v instead |
     sed 's/^test .* \.\.\. //; s/^/  /'
 }
 
@@ -93,7 +94,7 @@ for part in "${parts[@]}"; do
   case $part in
     ops) tests ops "$(ops)" conformance::cuda ;;
     golden)
-      tests golden "$(gpu)" --skip soak
+      tests golden "$(gpu)" --skip soak --skip shards::
       figures golden
       ;;
     sanitize)
@@ -114,8 +115,14 @@ for part in "${parts[@]}"; do
       attempt bench "$(bench)"
       cat "$logs/bench.log"
       ;;
+    shards)
+      tests shards "$(gpu)" shards::
+      figures shards
+      attempt sums "$(bench)" collectives "ranks=$(nvidia-smi --list-gpus | wc -l)"
+      cat "$logs/sums.log"
+      ;;
     *)
-      echo "no part is called $part: ops, golden, sanitize, soak, bench"
+      echo "no part is called $part: ops, golden, sanitize, soak, bench, shards"
       exit 2
       ;;
   esac

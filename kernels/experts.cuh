@@ -28,7 +28,7 @@ struct Routing {
   unsigned *arrivals;    // 0 between launches
 };
 
-// Logits, choice, and the order of the routed rows by expert, in blocks of `block_rows`.
+// Logits, choice, and the order of the routed rows by expert, in blocks of `block_rows`; 0: without the order.
 int launch_route(const kv_experts_params &params, const Routing &routing, int block_rows, kv_stream stream);
 
 // Products of some rows with one of several weights each: out = x · weightᵀ + bias, gated or not.
@@ -62,6 +62,10 @@ int launch_grouped(const GroupedProduct &product, kv_stream stream);
 // experts_sm90.cu: whether this device has wgmma, and the launch there.
 bool grouped_sm90_serves();
 int launch_grouped_sm90(const GroupedProduct &product, kv_stream stream);
+
+// experts_few.cu: both products and the sum for a row, or very few, that have chosen. `gates` is
+// [rows * n_chosen][width padded to 8].
+int launch_experts_few(const kv_experts_params &params, const Routing &routing, void *gates, kv_stream stream);
 
 constexpr int kNarrowRows = 64, kWideRows = 128;  // Of a block.
 

@@ -463,6 +463,64 @@ typedef struct {
 /* x = activation(x), in place */
 int kv_activate(const kv_activate_params *params, kv_stream stream);
 
+/* ---- collective.cu: ranks of one process, which read and write each other's memory ---- */
+
+enum { KV_MAX_RANKS = 8, KV_MEETING_BLOCKS = 128 };
+
+/* The ranks, as one of them sees them. Arrays by rank have n_ranks entries. */
+typedef struct {
+  int32_t rank, n_ranks;
+  uint32_t *flags[KV_MAX_RANKS]; /* by rank: [KV_MEETING_BLOCKS][KV_MAX_RANKS], zeroed once */
+  void *inboxes[KV_MAX_RANKS];   /* by rank: [2][n_ranks][inbox_bytes], filled with 0xff once */
+  int64_t inbox_bytes;           /* a multiple of 16 */
+  uint32_t *meetings;            /* own: [KV_MEETING_BLOCKS], zeroed once */
+  uint32_t *turns;               /* own, zeroed once */
+  const uint32_t *aborted;       /* not 0 once a rank has failed: pinned host memory, mapped */
+} kv_world;
+
+/* How numbers are summed over the ranks; the sums have the same bits. */
+enum {
+  KV_ONE_SHOT = 0, /* at most inbox_bytes, and 4 MiB among two ranks, 2 MiB among more */
+  KV_TWO_SHOT = 1
+};
+
+typedef struct {
+  kv_world world;
+  const void *parts[KV_MAX_RANKS]; /* by rank: [n] */
+  void *sums[KV_MAX_RANKS];        /* by rank: [n]; may be the parts */
+  int64_t n;                       /* a multiple of 8 */
+  int32_t add;                     /* 1: added to what the sums hold, 0: stored */
+  int32_t way;                     /* KV_ONE_SHOT, KV_TWO_SHOT */
+  int32_t dtype;
+} kv_all_reduce_params;
+
+int kv_all_reduce(const kv_all_reduce_params *params, kv_stream stream);
+/* Has the driver load what the collectives run, which it could not while another rank waits in one. */
+int kv_load_collectives(int32_t n_ranks, int32_t dtype);
+
+typedef struct {
+  kv_world world;
+  const float *part;   /* [rows][part_stride] the rank's columns */
+  int64_t part_stride;
+  float *out;          /* rank 0's: [rows][out_stride] */
+  int64_t out_stride;
+  int32_t rows;
+  int32_t first;       /* column of out where the rank's begin */
+  int32_t width;       /* columns of the rank */
+  int32_t all_width;   /* of the rank with most columns */
+} kv_gather_params;
+
+int kv_gather(const kv_gather_params *params, kv_stream stream);
+
+typedef struct {
+  kv_world world;
+  const kv_draft *drafts;            /* [n_drafts] */
+  int32_t n_drafts;
+  uint32_t *lane_last[KV_MAX_RANKS]; /* by rank: [lanes]; those of the drafts are taken from rank 0's */
+} kv_share_tokens_params;
+
+int kv_share_tokens(const kv_share_tokens_params *params, kv_stream stream);
+
 /* ---- fill_random.cu: weights that no file holds ---- */
 
 typedef struct {

@@ -52,7 +52,7 @@ typedef struct {
   float scale;
   int32_t only_last_is_new; /* 1: the kernel queued just before wrote no cached row but each row's own last. */
   const int32_t *plan;     /* As kv_plan_latent left it for the same rows and window. */
-  void *workspace;         /* kv_attend_latent_workspace_bytes */
+  void *workspace;         /* kv_attend_latent_workspace_bytes, zeroed once; shared by all layers */
   int32_t dtype;
 } kv_attend_latent_params;
 

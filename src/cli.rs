@@ -162,11 +162,11 @@ pub struct ShardArgs {
     #[arg(long, value_name = "on|off", action = clap::ArgAction::Set)]
     #[arg(value_parser = BoolishValueParser::new(), default_value = "on")]
     pub run_ahead: bool,
-    /// Seconds after which a step counts as hung, and the process ends
-    #[arg(long, default_value_t = 600.0)]
-    pub step_timeout: f64,
+    /// Seconds after which a step counts as hung, and the process ends; 60 on a GPU, 600 on the CPU where it is not given
+    #[arg(long)]
+    pub step_timeout: Option<f64>,
     /// For drills and tests: fail at a step, counted from 1. `hang@3`, `panic@3` (of the engine), `error@3` (of this
-    /// step alone) or `lost@3` (of the device, for good)
+    /// step alone), `lost@3` (of the device, for good), `rank-error@3` or `rank-hang@3` (of the last rank)
     #[arg(long, value_name = "KIND@STEP", hide = true)]
     pub inject_fault: Option<String>,
 }

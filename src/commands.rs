@@ -27,7 +27,10 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => with(config::inspect(*args), inspect::run),
         Command::DownloadWeights(args) => with(config::download(*args), download::run),
     };
-    ExitCode::from(exit.code())
+    match exit {
+        Exit::Done | Exit::Usage => ExitCode::from(exit.code()),
+        _ => server::leave(exit.code()),
+    }
 }
 
 /// Runs a command between setting up and ending what it runs on.

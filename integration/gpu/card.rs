@@ -43,6 +43,7 @@ pub fn load(folder: &Path, device: Device, sizes: EngineOptions) -> Result<Box<d
         n_lanes: sizes.n_lanes as usize,
         max_step_tokens: sizes.max_step_tokens as usize,
         graphs: device != Device::Cpu,
+        fault: None,
     };
     model::load(model.spec, move |role, shard| weights.part(role, shard), options, &|_, _| ())
 }

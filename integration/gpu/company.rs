@@ -11,7 +11,7 @@ use crate::rescore::deficits;
 use crate::support::EngineOptions;
 use crate::support::driver::{Asked, Driver, Got, all, prompt};
 
-const SIZES: EngineOptions = EngineOptions {
+pub const SIZES: EngineOptions = EngineOptions {
     n_ranks: 1,
     n_slots: 2000,
     own_slots: 1000,
@@ -22,7 +22,7 @@ const SIZES: EngineOptions = EngineOptions {
 };
 
 /// Greedy requests of many lengths; some cross the length on which the frequencies of two fixtures depend.
-fn greedy() -> Vec<Asked> {
+pub fn greedy() -> Vec<Asked> {
     let longer = Asked { prompt: prompt(9, 100), sampling: SamplingParams::GREEDY, max_new_tokens: 0 };
     let asked = all().into_iter().chain([longer]);
     asked.map(|asked| Asked { sampling: SamplingParams::GREEDY, max_new_tokens: 24, ..asked }).collect()
@@ -57,8 +57,9 @@ fn in_every_way(card: &Card, asked: &[Asked]) -> Vec<(&'static str, Vec<Got>)> {
     ways
 }
 
-fn check(name: &str, dtype: DType) {
-    let mut card = Card::load(name, dtype, SIZES);
+/// A model's answers in every way, on so many GPUs.
+pub fn check(name: &str, dtype: DType, n_ranks: usize) {
+    let mut card = Card::load(name, dtype, EngineOptions { n_ranks, ..SIZES });
     let asked = greedy();
     let ways = in_every_way(&card, &asked);
     let margin = Noise::of(dtype).margin;
@@ -82,7 +83,7 @@ fn check(name: &str, dtype: DType) {
         }
     }
     println!(
-        "{name:15} {dtype:8} {} tokens in {} ways, {:.4} below the likeliest at most; {n_other} of {} answers differ from those alone",
+        "{name:15} {dtype:8} {n_ranks} ranks {} tokens in {} ways, {:.4} below the likeliest at most; {n_other} of {} answers differ from those alone",
         seen.n(),
         ways.len(),
         seen.largest(),
@@ -94,6 +95,6 @@ fn check(name: &str, dtype: DType) {
 fn company_changes_no_more_than_rounding_does() {
     let _gpu = card::alone();
     for name in ["demo", "mistral", "llama-dynamic", "llama-longrope"] {
-        DTYPES.into_iter().for_each(|dtype| check(name, dtype));
+        DTYPES.into_iter().for_each(|dtype| check(name, dtype, 1));
     }
 }

@@ -104,15 +104,17 @@ impl Check {
     }
 }
 
-fn check(name: &str, dtype: DType) {
+/// Compares all that is stored of a fixture, computed by so many GPUs.
+pub fn check(name: &str, dtype: DType, n_ranks: usize) {
     let golden = Golden::open(name);
-    let mut check = Check {
-        executor: golden.executor(Device::Cuda { dtype }, 1),
-        noise: Noise::of(dtype),
-        seen: Seen::default(),
-        n_tokens: 0,
-        n_torn: 0,
-    };
+    let executor = golden.executor(Device::Cuda { dtype }, n_ranks);
+    check_by(executor, &golden, name, dtype, &format!("{n_ranks} ranks"));
+}
+
+/// As [`check`], by an executor that was loaded from the fixture.
+pub fn check_by(executor: Box<dyn Executor>, golden: &Golden, name: &str, dtype: DType, by: &str) {
+    let mut check =
+        Check { executor, noise: Noise::of(dtype), seen: Seen::default(), n_tokens: 0, n_torn: 0 };
     for prompt in golden.prompts() {
         check.generation(&prompt, false);
         check.generation(&prompt, true);
@@ -125,7 +127,7 @@ fn check(name: &str, dtype: DType) {
     }
     let Check { seen, noise, n_tokens, n_torn, .. } = check;
     println!(
-        "{name:15} {:8} {:6} log-probs, off by {:.5} on average and {:.4} at most; {n_tokens} greedy tokens, {n_torn} torn",
+        "{name:15} {:8} {by} {:6} log-probs, off by {:.5} on average and {:.4} at most; {n_tokens} greedy tokens, {n_torn} torn",
         dtype.name(),
         seen.n(),
         seen.mean(),
@@ -135,7 +137,7 @@ fn check(name: &str, dtype: DType) {
 }
 
 /// The fixtures with stored results.
-fn fixtures() -> Vec<String> {
+pub fn fixtures() -> Vec<String> {
     if let Ok(names) = std::env::var("KVSHARD_FIXTURES") {
         return names.split(',').map(str::to_owned).collect();
     }
@@ -148,19 +150,20 @@ fn fixtures() -> Vec<String> {
 }
 
 /// All of them, so that one that fails hides no other.
-fn check_all(dtype: DType) {
-    let _gpu = card::alone();
-    let fails = |name: &String| std::panic::catch_unwind(|| check(name, dtype)).is_err();
-    let failed: Vec<String> = fixtures().into_iter().filter(fails).collect();
-    assert!(failed.is_empty(), "{dtype:?} of {}", failed.join(", "));
+pub fn check_all(fixtures: Vec<String>, dtype: DType, n_ranks: usize) {
+    let fails = |name: &String| std::panic::catch_unwind(|| check(name, dtype, n_ranks)).is_err();
+    let failed: Vec<String> = fixtures.into_iter().filter(fails).collect();
+    assert!(failed.is_empty(), "{dtype:?} on {n_ranks} GPUs of {}", failed.join(", "));
 }
 
 #[test]
 fn every_fixture_in_bf16() {
-    check_all(DType::BF16);
+    let _gpu = card::alone();
+    check_all(fixtures(), DType::BF16, 1);
 }
 
 #[test]
 fn every_fixture_in_f16() {
-    check_all(DType::F16);
+    let _gpu = card::alone();
+    check_all(fixtures(), DType::F16, 1);
 }

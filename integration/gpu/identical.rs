@@ -2,11 +2,14 @@
 //!
 //! On one loaded model, since two loads may choose different algorithms.
 
-use kvshard::backend::Backend as _;
-use kvshard::backend::cuda::Cuda;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
+
+use kvshard::backend::cuda::{Cuda, World};
 use kvshard::backend::step::{Feed, LaneStart, Row, Sampled, SamplingParams, StepInput, StepOutput};
 use kvshard::ids::Lane;
 use kvshard::model::checkpoint::{Checkpoint, DType};
+use kvshard::model::executor::Progress;
 use kvshard::model::families;
 use kvshard::model::partition::Shard;
 use kvshard::model::rank::Rank;
@@ -20,25 +23,36 @@ use crate::support::driver::{Driver, all, prompt, samplings};
 const N_NEW: u32 = 24;
 const N_LANES: usize = 8;
 
-/// A model with graphs of up to [`N_LANES`] rows.
-fn rank(name: &str, dtype: DType) -> Rank<Cuda> {
+/// Runs `body` on every rank of a model with graphs of up to [`N_LANES`] rows: each rank on its thread, all of them the
+/// same steps. Only what rank 0 says of a step counts.
+pub fn in_ranks(name: &str, dtype: DType, n_ranks: usize, body: impl Fn(&mut Rank<Cuda>, bool) + Sync) {
     let folder = card::model_folder(name);
     let model = families::resolve(&families::read_config(&folder).unwrap()).unwrap();
     let weights = Weights::open(&Checkpoint::open(&folder).unwrap(), &model.spec, &model.names).unwrap();
-    let mut backend = Cuda::new(0, dtype).unwrap();
-    backend.attach().unwrap();
-    backend.supports(&model.spec).unwrap();
     let options = Options {
         device: Device::Cuda { dtype },
-        n_ranks: 1,
+        n_ranks,
         pool: PoolSize::Slots(1 + N_LANES * 100),
         n_lanes: N_LANES,
         max_step_tokens: 512,
         graphs: true,
+        fault: None,
     };
     let parts = move |role, shard| weights.part(role, shard);
-    let shard = Shard { rank: 0, world: 1 };
-    Rank::load(backend, shard, &model.spec, &parts, &options, &|_| ()).unwrap().0
+    let (world, progress) = (World::new(n_ranks).unwrap(), Progress::new(n_ranks));
+    let run = |number| {
+        let shard = Shard { rank: number, world: n_ranks };
+        let backend = Cuda::of_world(&world, number, dtype).unwrap();
+        let mut rank =
+            Rank::load(backend, shard, &model.spec, &parts, &options, &|_| (), &progress).unwrap().0;
+        let ran = catch_unwind(AssertUnwindSafe(|| body(&mut rank, number == 0)));
+        ran.unwrap_or_else(|panic| {
+            rank.abort("a test failed");
+            resume_unwind(panic)
+        });
+    };
+    let run = &run;
+    thread::scope(|scope| (0..n_ranks).for_each(|number| drop(scope.spawn(move || run(number)))));
 }
 
 /// How a decode step is run.
@@ -105,39 +119,48 @@ fn same(outputs: &[StepOutput], expected: &[StepOutput], what: &str) {
     }
 }
 
-fn graphed_or_not(name: &str, dtype: DType) {
-    let mut rank = rank(name, dtype);
-    let greedy = [SamplingParams { top_n: 5, ..SamplingParams::GREEDY }];
-    for sampling in [&greedy[..], &samplings()] {
-        // Buckets; then rows that fill none.
-        for n_rows in [1, 2, 4, 8] {
-            let expected = generate(&mut rank, n_rows, sampling, By::Graph);
-            for by in [By::Graph, By::Ops, By::Graph, By::Ops] {
-                let outputs = generate(&mut rank, n_rows, sampling, by);
-                same(&outputs, &expected, &format!("{name} in {dtype}, {n_rows} rows, {by:?}"));
+/// A model's steps recorded and op by op, on so many GPUs.
+pub fn graphed_or_not(name: &str, dtype: DType, n_ranks: usize) {
+    in_ranks(name, dtype, n_ranks, |rank, counts| {
+        let check = |outputs: &[StepOutput], expected: &[StepOutput], what: &str| {
+            if counts {
+                same(outputs, expected, &format!("{name} in {dtype} on {n_ranks} GPUs, {what}"));
+            }
+        };
+        let greedy = [SamplingParams { top_n: 5, ..SamplingParams::GREEDY }];
+        for sampling in [&greedy[..], &samplings()] {
+            // Buckets; then rows that fill none.
+            for n_rows in [1, 2, 4, 8] {
+                let expected = generate(rank, n_rows, sampling, By::Graph);
+                for by in [By::Graph, By::Ops, By::Graph, By::Ops] {
+                    check(
+                        &generate(rank, n_rows, sampling, by),
+                        &expected,
+                        &format!("{n_rows} rows, {by:?}"),
+                    );
+                }
+            }
+            for n_rows in [3, 5, 7] {
+                let expected = generate(rank, n_rows, sampling, By::Graph);
+                let outputs = generate(rank, n_rows, sampling, By::Graph);
+                check(&outputs, &expected, &format!("{n_rows} rows again"));
             }
         }
-        for n_rows in [3, 5, 7] {
-            let expected = generate(&mut rank, n_rows, sampling, By::Graph);
-            let outputs = generate(&mut rank, n_rows, sampling, By::Graph);
-            same(&outputs, &expected, &format!("{name} in {dtype}, {n_rows} rows again"));
-        }
-    }
+    });
 }
 
 #[test]
 fn a_graph_computes_what_its_ops_compute() {
     let _gpu = card::alone();
     for name in ["demo", "mistral", "qwen2", "llama-dynamic", "llama-longrope"] {
-        DTYPES.into_iter().for_each(|dtype| graphed_or_not(name, dtype));
+        DTYPES.into_iter().for_each(|dtype| graphed_or_not(name, dtype, 1));
     }
 }
 
-#[test]
-fn running_ahead_changes_nothing() {
-    let _gpu = card::alone();
+/// A model's answers with the next step run ahead and not, on so many GPUs.
+pub fn ahead_or_not(name: &str, dtype: DType, n_ranks: usize) {
     let sizes = EngineOptions {
-        n_ranks: 1,
+        n_ranks,
         n_slots: 2000,
         own_slots: 1000,
         n_lanes: 16,
@@ -145,14 +168,20 @@ fn running_ahead_changes_nothing() {
         max_step_tokens: 512,
         run_ahead: false,
     };
+    let card = Card::load(name, dtype, sizes);
+    let got = [false, true, false, true].map(|run_ahead| {
+        let mut driver = Driver::new(card.engine(|options| options.run_ahead = run_ahead));
+        (driver.alone(&all()), driver.together(&all()))
+    });
+    for other in &got[1..] {
+        assert_eq!(other, &got[0], "{name} in {dtype} on {n_ranks} GPUs");
+    }
+}
+
+#[test]
+fn running_ahead_changes_nothing() {
+    let _gpu = card::alone();
     for (name, dtype) in [("demo", DType::BF16), ("demo", DType::F16), ("llama-longrope", DType::BF16)] {
-        let card = Card::load(name, dtype, sizes);
-        let got = [false, true, false, true].map(|run_ahead| {
-            let mut driver = Driver::new(card.engine(|options| options.run_ahead = run_ahead));
-            (driver.alone(&all()), driver.together(&all()))
-        });
-        for other in &got[1..] {
-            assert_eq!(other, &got[0], "{name} in {dtype}");
-        }
+        ahead_or_not(name, dtype, 1);
     }
 }

@@ -10,6 +10,7 @@ mod golden;
 mod identical;
 mod noise;
 mod rescore;
+mod shards;
 mod soak;
 #[allow(dead_code, unused_imports, reason = "the other target uses the rest")]
 #[path = "../support/mod.rs"]

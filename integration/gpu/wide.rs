@@ -44,6 +44,7 @@ fn load(model: &Resolved, dtype: DType, device: Device) -> Box<dyn Executor> {
         n_lanes: N_LANES as usize,
         max_step_tokens: MAX_STEP_TOKENS as usize,
         graphs: device != Device::Cpu,
+        fault: None,
     };
     let parts = move |role, shard| weights.part(role, shard);
     let loaded = model::load(spec.clone(), parts, options, &|_, _| ());

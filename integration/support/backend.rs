@@ -54,6 +54,10 @@ impl Backend for Faulty {
         self.inner.logits(rows, width)
     }
 
+    fn share(&self, tensor: &mut Tensor) -> Result<()> {
+        self.inner.share(tensor)
+    }
+
     fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
         self.inner.norm_weight(kind, weight, bias)
     }
@@ -92,6 +96,10 @@ impl Backend for Faulty {
 
     fn step(&self, shape: StepShape) -> Result<Step> {
         self.inner.step(shape)
+    }
+
+    fn meet(&self, number: u64) -> Result<u64> {
+        self.inner.meet(number)
     }
 
     fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
@@ -282,5 +290,9 @@ impl Backend for Faulty {
 
     fn abort(&self, reason: &str) {
         self.inner.abort(reason);
+    }
+
+    fn links(&self) -> Option<String> {
+        self.inner.links()
     }
 }

@@ -62,6 +62,7 @@ pub fn start_engine_around(
         device: Device::Cpu,
         pool: PoolSize::Slots(options.n_slots as usize),
         graphs: false,
+        fault: None,
         n_lanes: options.n_lanes as usize,
         max_step_tokens: options.max_step_tokens as usize,
     };

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use kvshard::backend::step::{Choice, Feed, LaneStart, Row, SamplingParams, StepInput, StepOutput};
+use kvshard::error::Result;
 use kvshard::ids::Lane;
 use kvshard::model::checkpoint::Checkpoint;
 use kvshard::model::executor::Executor;
 use kvshard::model::families::{self, Resolved};
+use kvshard::model::spec::DecoderSpec;
 use kvshard::model::weights::Weights;
-use kvshard::model::{self, Device, Options, PoolSize};
+use kvshard::model::{self, Device, Options, Parts, PoolSize};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -76,6 +78,18 @@ impl Golden {
 
     /// Loads it with a pool of [`MAX_POSITIONS`] slots on a device.
     pub fn executor(&self, device: Device, n_ranks: usize) -> Box<dyn Executor> {
+        self.executor_by(device, n_ranks, |spec, parts, options| {
+            model::load(spec, parts, options, &|_, _| ())
+        })
+    }
+
+    /// As [`Golden::executor`], loaded in another way.
+    pub fn executor_by(
+        &self,
+        device: Device,
+        n_ranks: usize,
+        load: impl FnOnce(DecoderSpec, Box<Parts>, Options) -> Result<Box<dyn Executor>>,
+    ) -> Box<dyn Executor> {
         let Resolved { mut spec, names, .. } = self.resolve(families::CONFIG_FILE);
         let longest = self.prompts().map(|prompt| prompt.ids.len() + prompt.greedy.len()).max();
         if longest > Some(spec.max_positions) {
@@ -89,9 +103,10 @@ impl Golden {
             n_lanes: 1,
             max_step_tokens: MAX_POSITIONS,
             graphs: device != Device::Cpu,
+            fault: None,
         };
-        let loaded = model::load(spec, move |role, shard| weights.part(role, shard), options, &|_, _| ());
-        loaded.unwrap_or_else(|error| panic!("{error}"))
+        let parts = Box::new(move |role, shard| weights.part(role, shard));
+        load(spec, parts, options).unwrap_or_else(|error| panic!("{error}"))
     }
 
     pub fn vocab(&self) -> usize {

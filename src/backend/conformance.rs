@@ -58,8 +58,9 @@ macro_rules! conformance {
                 turns: every_rotary_width, every_norm_of_heads, log_n_and_frequencies_by_the_prompt;
                 attention: rope_store_rotates_and_stores, attend_over_every_length, attend_over_every_shape,
                     attend_over_ragged_rows, attend_by_every_score, attend_with_one_kv_head;
-                latent: linear_of_each_head, latents_are_normed_turned_and_stored, heads_attend_to_latents;
-                experts: every_router_of_every_shape, experts_with_biases_and_clamped_gates,
+                latent: linear_of_each_head, latents_are_normed_turned_and_stored, heads_attend_to_latents,
+                    many_heads_attend_to_latents;
+                experts: every_router_of_every_shape, experts_of_many_rows, experts_with_biases_and_clamped_gates,
                     ranks_share_the_neurons_of_experts;
                 sampling: greedy_rows_are_independent, a_lane_feeds_what_it_sampled, targets_follow_raw_logits,
                     a_lane_forgets_what_it_held_before;

@@ -3,6 +3,7 @@
 //! A backend belongs to one rank and is used by one thread. Ops run in the order in which they are called; on a
 //! device they are queued, so an `Ok` says that an op was queued, and [`Backend::output`] waits.
 
+mod barrier;
 #[cfg(test)]
 mod conformance;
 pub mod cpu;
@@ -218,6 +219,10 @@ pub trait Backend: Sized {
     /// An uninitialised `[rows, width]` of f32, for logits.
     fn logits(&self, rows: usize, width: usize) -> Result<Self::Tensor>;
 
+    /// Lets the other ranks see a tensor: every rank calls it for its own of the same shape. Sums over the ranks run over
+    /// such tensors only, and logits are gathered in one.
+    fn share(&self, tensor: &mut Self::Tensor) -> Result<()>;
+
     /// A norm of `[width]` weights, or of `[heads, width]`: each head its own.
     fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<Self::Norm>;
 
@@ -261,6 +266,11 @@ pub trait Backend: Sized {
     /// Makes everything ready that the first step would otherwise wait for: measures which of several algorithms is
     /// best for these layers, for example. Called once, after the loading.
     fn prepare(&self, layers: &[Tuned<'_, Self>]) -> Result<()>;
+
+    /// Waits until every rank has come, and returns the least of the numbers that they bring. On a device, ops that need
+    /// the other ranks do their own part only before the first meeting: what a device takes as an op first runs has to be
+    /// taken while no rank's device waits for another's.
+    fn meet(&self, number: u64) -> Result<u64>;
 
     /// Takes the step's description to the device and starts lanes.
     fn begin(&self, input: &StepInput, step: &mut Self::Step) -> Result<()>;
@@ -464,4 +474,7 @@ pub trait Backend: Sized {
 
     /// Tells the other ranks that this one has failed, so that who waits for it gets an error instead.
     fn abort(&self, reason: &str);
+
+    /// How the ranks' devices reach each other, as a log says it; nothing where there is nothing to say.
+    fn links(&self) -> Option<String>;
 }

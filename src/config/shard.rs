@@ -86,6 +86,10 @@ pub enum Compute {
 const GPU_LANES: u32 = 1024;
 /// Lanes of the CPU, unless the operator says otherwise.
 const CPU_LANES: u32 = 64;
+/// Seconds that a step may take on a GPU, whose longest ones take a few.
+const GPU_STEP_TIMEOUT: f64 = 60.0;
+/// Seconds that a step may take on the CPU, where long prompts of large models take minutes.
+const CPU_STEP_TIMEOUT: f64 = 600.0;
 /// Largest pool that is made without being asked for.
 const DEFAULT_POOL_TOKENS: u64 = 131_072;
 /// Ranks in one process, at most.
@@ -100,6 +104,10 @@ impl ShardConfig {
             Compute::Cpu { .. } => CPU_LANES,
             Compute::Cuda { .. } => GPU_LANES,
         });
+        let default_step_timeout = match compute {
+            Compute::Cpu { .. } => CPU_STEP_TIMEOUT,
+            Compute::Cuda { .. } => GPU_STEP_TIMEOUT,
+        };
         if max_lanes == 0 || args.max_batch_prefill_tokens == 0 {
             return refuse("--max-lanes and --max-batch-prefill-tokens must be at least 1");
         }
@@ -109,7 +117,7 @@ impl ShardConfig {
         Ok(ShardConfig {
             rope: rope(&args)?,
             watermark: watermark(&args)?,
-            step_timeout: seconds("--step-timeout", args.step_timeout)?,
+            step_timeout: seconds("--step-timeout", args.step_timeout.unwrap_or(default_step_timeout))?,
             source: source(model, args.hub, args.load_format)?,
             role,
             world_size,

@@ -1,5 +1,9 @@
 //! The seam under the engine: somebody who runs steps.
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::backend::step::{StepInput, StepOutput};
 use crate::error::Result;
 use crate::model::rope::prompt_alpha;
@@ -34,7 +38,52 @@ pub struct ModelInfo {
     pub kv_bytes: u64,
     /// Bytes of recorded graphs, over all ranks.
     pub graph_bytes: u64,
+    /// How the ranks' devices reach each other, where there are several.
+    pub links: Option<String>,
+    /// How far the ranks have come.
+    pub progress: Progress,
 }
+
+/// The step that each rank has begun last, counted from 1 since the loading: readable while they work. Of two that are
+/// equal, one is the other.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    begun: Arc<[AtomicU64]>,
+}
+
+impl Progress {
+    /// Of so many ranks.
+    pub fn new(n_ranks: usize) -> Progress {
+        Progress { begun: (0..n_ranks).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// A rank begins a step.
+    pub fn begin(&self, rank: usize, step: u64) {
+        if let Some(begun) = self.begun.get(rank) {
+            begun.store(step, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let begun: Vec<u64> = self.begun.iter().map(|step| step.load(Ordering::Relaxed)).collect();
+        let step = begun.iter().copied().max().unwrap_or(0);
+        match begun.iter().position(|&begun| begun < step) {
+            Some(rank) => write!(f, "rank {rank} has not begun step {step}"),
+            None if begun.len() == 1 => write!(f, "rank 0 has begun step {step}"),
+            None => write!(f, "all {} ranks have begun step {step}", begun.len()),
+        }
+    }
+}
+
+impl PartialEq for Progress {
+    fn eq(&self, other: &Progress) -> bool {
+        Arc::ptr_eq(&self.begun, &other.begun)
+    }
+}
+
+impl Eq for Progress {}
 
 /// Rope scalings whose frequencies depend on the length of the sequence: the length that counts for position `p`
 /// of a prompt of `prompt_len` tokens is `max(prompt_len, p + 1)`, as in `transformers`' generation. Keys computed
@@ -116,4 +165,21 @@ pub trait Executor {
 
     /// Bytes of device memory still free, where the device can tell.
     fn free_bytes(&self) -> Option<u64>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Progress;
+
+    #[test]
+    fn who_lags_is_named() {
+        let (one, three) = (Progress::new(1), Progress::new(3));
+        one.begin(0, 7);
+        assert_eq!(one.to_string(), "rank 0 has begun step 7");
+        (0..3).for_each(|rank| three.begin(rank, 4));
+        assert_eq!(three.to_string(), "all 3 ranks have begun step 4");
+        three.begin(0, 5);
+        three.begin(2, 5);
+        assert_eq!(three.to_string(), "rank 1 has not begun step 5");
+    }
 }

@@ -148,7 +148,7 @@ fn expect(what: &str, expected: u64, got: u64) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::backend::step::SamplingParams;
-    use crate::model::executor::PositionRegime;
+    use crate::model::executor::{PositionRegime, Progress};
 
     fn guard() -> Guard {
         Guard::new(&ModelInfo {
@@ -165,6 +165,8 @@ mod tests {
             weight_bytes: 1,
             kv_bytes: 1,
             graph_bytes: 0,
+            links: None,
+            progress: Progress::new(1),
         })
     }
 

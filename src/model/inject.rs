@@ -18,6 +18,10 @@ pub enum FaultKind {
     Error,
     /// The step is reported as failed, and so is every later one.
     Lost,
+    /// The last rank fails as the step begins.
+    RankError,
+    /// The last rank never begins the step, for which the others wait.
+    RankHang,
 }
 
 /// A fault to order, written `error@3`.
@@ -33,13 +37,18 @@ impl FromStr for InjectedFault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<InjectedFault, String> {
-        let expected = || format!("expected hang, panic, error or lost, and a step: error@3, not {text:?}");
+        let expected = || {
+            let kinds = "hang, panic, error, lost, rank-error or rank-hang";
+            format!("expected {kinds}, and a step: error@3, not {text:?}")
+        };
         let (kind, step) = text.split_once('@').ok_or_else(expected)?;
         let kind = match kind {
             "hang" => FaultKind::Hang,
             "panic" => FaultKind::Panic,
             "error" => FaultKind::Error,
             "lost" => FaultKind::Lost,
+            "rank-error" => FaultKind::RankError,
+            "rank-hang" => FaultKind::RankHang,
             _ => return Err(expected()),
         };
         match step.parse() {
@@ -56,8 +65,26 @@ impl fmt::Display for InjectedFault {
             FaultKind::Panic => "panic",
             FaultKind::Error => "error",
             FaultKind::Lost => "lost",
+            FaultKind::RankError => "rank-error",
+            FaultKind::RankHang => "rank-hang",
         };
         write!(f, "{kind}@{}", self.step)
+    }
+}
+
+impl InjectedFault {
+    /// What becomes of a step of the last rank.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] where the fault is an error.
+    pub fn strike_rank(self, step: u64) -> Result<()> {
+        match self.kind {
+            FaultKind::RankError if step == self.step => Err(Error::Bug("a fault was injected".into())),
+            FaultKind::RankHang if step == self.step => loop {
+                std::thread::park();
+            },
+            _ => Ok(()),
+        }
     }
 }
 
@@ -98,6 +125,8 @@ impl Executor for Injector {
             },
             FaultKind::Panic => panic!("{}", why()),
             FaultKind::Error | FaultKind::Lost => Err(Error::Device(why())),
+            // The rank's own.
+            FaultKind::RankError | FaultKind::RankHang => Ok(output),
         }
     }
 
@@ -112,7 +141,9 @@ mod tests {
 
     #[test]
     fn a_fault_is_written_as_it_is_read() {
-        for text in ["hang@1", "panic@2", "error@3", "lost@18446744073709551615"] {
+        for text in
+            ["hang@1", "panic@2", "error@3", "lost@18446744073709551615", "rank-error@4", "rank-hang@5"]
+        {
             assert_eq!(text.parse::<InjectedFault>().map(|fault| fault.to_string()), Ok(text.to_owned()));
         }
         for text in ["", "hang", "hang@", "hang@0", "hang@-1", "fire@1", "hang@1@2", "@3"] {

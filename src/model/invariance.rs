@@ -5,12 +5,14 @@ mod random;
 mod variants;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::random::Random;
+use self::random::{Random, led};
 use self::variants::{plain, variants};
 use super::checkpoint::DType;
 use super::executor::Executor;
-use super::names::Role;
+use super::leader::Leader;
+use super::names::{LayerRole, MlpRole, Role};
 use super::partition::Shard;
 use super::{Device, Options, PoolSize, load};
 use crate::backend::random::philox;
@@ -27,7 +29,13 @@ const OPTIONS: Options = Options {
     n_lanes: 6,
     max_step_tokens: 120,
     graphs: false,
+    fault: None,
 };
+
+/// A thread belongs to the cores of one rank.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
 
 #[derive(Clone)]
 struct Request {
@@ -183,6 +191,67 @@ fn ranks_give_the_same_tokens() {
             assert_eq!(ids(&alone(&mut *executor, &requests, 7)), expected, "{what}");
             assert_eq!(ids(&serve(&mut *executor, &requests, 100, 1)), expected, "{what}, batched");
         }
+        for n_ranks in [1, 2, 4] {
+            let tokens = on_a_thread(|| {
+                let mut led = model.load_led(Options { n_ranks, ..OPTIONS }).unwrap();
+                ids(&serve(&mut led, &requests, 100, 1))
+            });
+            assert_eq!(tokens, expected, "{n_ranks} ranks, led");
+        }
+    }
+}
+
+/// The last rank fails at its second step: the leader says so for this step and for all after it, and nobody waits.
+#[test]
+fn a_follower_that_fails_is_heard() {
+    let model = Arc::new(Random::new(plain(), 12, DType::F32));
+    for n_ranks in [1, 2, 4] {
+        let fault = "rank-error@2".parse().ok();
+        let step = || StepInput {
+            rows: vec![Row {
+                lane: Lane(0),
+                start: 0,
+                feed: Feed::Prompt { len: 1 },
+                store_from: 0,
+                sample: true,
+                n_targets: 0,
+            }],
+            prompt_tokens: vec![1],
+            ..StepInput::default()
+        };
+        let sampling = SamplingParams::GREEDY;
+        let begin = LaneStart { lane: Lane(0), slots: vec![1, 2], prompt: vec![1], sampling };
+        let expected = format!("rank {} failed in step 2: a fault was injected", n_ranks - 1);
+        on_a_thread(|| {
+            let mut led = model.load_led(Options { n_ranks, fault, ..OPTIONS }).unwrap();
+            led.submit(StepInput { starts: vec![begin], ..step() }).unwrap();
+            led.wait().unwrap();
+            for _ in 0..2 {
+                let outcome = led.submit(step()).and_then(|()| led.wait());
+                assert_eq!(outcome, Err(Error::DeviceLost(expected.clone())));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_rank_that_cannot_load_keeps_nobody_waiting() {
+    let model = Arc::new(Random::new(plain(), 13, DType::F32));
+    for failing in [0, 1, 3] {
+        let model = Arc::clone(&model);
+        let options = Options { n_ranks: 4, ..OPTIONS };
+        let n_asked = AtomicUsize::new(0);
+        let parts = Box::new(move |role, shard: Shard| {
+            let is_torn = role == Role::Layer(2, LayerRole::Mlp(MlpRole::Down)) && shard.rank == failing;
+            // Asked for first to count its bytes.
+            match is_torn && n_asked.fetch_add(1, Ordering::Relaxed) > 0 {
+                true => Err(Error::Checkpoint("torn".into())),
+                false => model.part(role, shard),
+            }
+        });
+        let loaded = on_a_thread(|| Leader::load(led(4), plain(), parts, options, &|_, _| {}).map(drop));
+        let Err(error) = loaded else { panic!("loaded") };
+        assert!(error.to_string().contains("torn"), "{error}");
     }
 }
 
@@ -299,7 +368,7 @@ fn a_rank_that_fails_ends_the_step_on_all() {
     for _ in 0..2 {
         executor.submit(prefill.clone()).unwrap();
         let Err(Error::DeviceLost(text)) = executor.wait() else { panic!("no error") };
-        assert!(text.starts_with("rank 0 failed: ranks disagree"), "{text}");
+        assert!(text.starts_with("rank 0 failed in step 1: ranks disagree"), "{text}");
     }
 }
 

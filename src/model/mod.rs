@@ -27,9 +27,9 @@ pub mod executor;
 pub mod graphed;
 pub mod guard;
 pub mod inject;
+pub mod leader;
 pub mod rank;
 pub mod ranks;
-pub mod solo;
 mod warm;
 
 #[cfg(test)]
@@ -39,6 +39,7 @@ use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use checkpoint::DType;
 use executor::Executor;
+use inject::InjectedFault;
 use names::Role;
 use partition::Shard;
 use ranks::Ranks;
@@ -84,6 +85,8 @@ pub struct Options {
     pub max_step_tokens: usize,
     /// Whether decode steps are recorded and replayed, where the device can.
     pub graphs: bool,
+    /// What the last rank is to suffer.
+    pub fault: Option<InjectedFault>,
 }
 
 /// Where a rank's part of a tensor comes from; asked for by every rank's thread.
@@ -109,13 +112,15 @@ pub fn load(
             Ok(Box::new(Ranks::start(backends, spec, Box::new(parts), options, progress)?))
         }
         #[cfg(feature = "cuda")]
-        Device::Cuda { dtype } if options.n_ranks == 1 => {
-            let backend = crate::backend::cuda::Cuda::new(0, dtype)?;
-            Ok(Box::new(solo::Solo::load(backend, &spec, &parts, &options, progress)?))
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda { .. } => {
-            Err(Error::Unsupported(format!("{} ranks: this version computes on one GPU", options.n_ranks)))
+        Device::Cuda { dtype } => {
+            use crate::backend::cuda::{Cuda, World};
+            let world = World::new(options.n_ranks)?;
+            let open = |rank| -> leader::Open<Cuda> {
+                let world = world.clone();
+                Box::new(move || Cuda::of_world(&world, rank, dtype))
+            };
+            let opens = (0..options.n_ranks).map(open).collect();
+            Ok(Box::new(leader::Leader::load(opens, spec, Box::new(parts), options, progress)?))
         }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda { .. } => Err(Error::Unsupported("this build computes on the CPU only".into())),

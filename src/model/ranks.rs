@@ -4,13 +4,14 @@
 //! fails aborts the world's collectives, so that no other waits for it; the executor then reports that rank's
 //! error for this step and for all after it.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::checkpoint::DType;
-use super::executor::{Executor, ModelInfo, PositionRegime};
+use super::executor::{Executor, ModelInfo, PositionRegime, Progress};
 use super::guard::Guard;
 use super::partition::Shard;
 use super::rank::{Rank, Taken};
@@ -40,9 +41,12 @@ struct RankThread {
 }
 
 /// What a rank says while it loads.
-enum News {
+pub(super) enum News {
+    /// So many bytes more.
     Loaded { bytes: u64 },
+    /// It waits for steps.
     Ready(Taken),
+    /// It has ended.
     Failed(Error),
 }
 
@@ -53,6 +57,7 @@ struct Load<B> {
     spec: Arc<DecoderSpec>,
     parts: Arc<Parts>,
     options: Options,
+    progress: Progress,
 }
 
 impl Ranks {
@@ -73,16 +78,22 @@ impl Ranks {
         check_world(&spec, world)?;
         let shards = (0..world).map(|rank| Shard { rank, world });
         let total = shards.map(|shard| total_bytes(&*parts, &spec, shard)).sum::<Result<u64>>()?;
+        let steps = Progress::new(world);
         let (news, heard) = channel();
         let mut ranks = Vec::new();
         for (rank, backend) in backends.into_iter().enumerate() {
             let shard = Shard { rank, world };
-            let load = Load { backend, shard, spec: Arc::clone(&spec), parts: Arc::clone(&parts), options };
+            let (spec, parts, progress) = (Arc::clone(&spec), Arc::clone(&parts), steps.clone());
+            let load = Load { backend, shard, spec, parts, options, progress };
             ranks.push(RankThread::spawn(load, news.clone())?);
         }
         drop(news);
-        let taken = await_ready(&heard, world, total, progress)?;
-        let info = info::<B>(&spec, &options, dtype, &taken)?;
+        let done = std::cell::Cell::new(0);
+        let taken = await_ready(&heard, world, &|bytes| {
+            done.set(done.get() + bytes);
+            progress(done.get(), total);
+        })?;
+        let info = info::<B>(&spec, &options, dtype, &taken, steps)?;
         Ok(Ranks { guard: Guard::new(&info), info, ranks, n_under_way: 0 })
     }
 }
@@ -102,7 +113,7 @@ pub(super) fn check_options(options: &Options, world: usize) -> Result<()> {
 }
 
 /// Whether every rank gets as many whole heads as the others, and the KV heads that these read.
-fn check_world(spec: &DecoderSpec, world: usize) -> Result<()> {
+pub(super) fn check_world(spec: &DecoderSpec, world: usize) -> Result<()> {
     let (heads, kv_heads) = (spec.attention.heads(), spec.attention.kv_heads());
     let fits = kv_heads > 0
         && heads.is_multiple_of(world)
@@ -116,20 +127,12 @@ fn check_world(spec: &DecoderSpec, world: usize) -> Result<()> {
     )))
 }
 
-/// Hears all ranks out; the first failure is the answer.
-fn await_ready(
-    news: &Receiver<News>,
-    world: usize,
-    total: u64,
-    progress: &dyn Fn(u64, u64),
-) -> Result<Vec<Taken>> {
-    let (mut taken, mut loaded) = (Vec::new(), 0);
-    while taken.len() < world {
+/// Hears `n` ranks out; the first failure is the answer. `loaded` hears of bytes.
+pub(super) fn await_ready(news: &Receiver<News>, n: usize, loaded: &dyn Fn(u64)) -> Result<Vec<Taken>> {
+    let mut taken = Vec::new();
+    while taken.len() < n {
         match news.recv() {
-            Ok(News::Loaded { bytes }) => {
-                loaded += bytes;
-                progress(loaded, total);
-            }
+            Ok(News::Loaded { bytes }) => loaded(bytes),
             Ok(News::Ready(of_rank)) => taken.push(of_rank),
             Ok(News::Failed(error)) => return Err(error),
             Err(_) => return Err(Error::Device("a rank ended while it loaded".into())),
@@ -144,6 +147,7 @@ pub(super) fn info<B: Backend>(
     options: &Options,
     dtype: DType,
     taken: &[Taken],
+    progress: Progress,
 ) -> Result<ModelInfo> {
     let count = |n: usize| u32::try_from(n).map_err(|_| Error::Checkpoint(format!("{n} is beyond 2³²")));
     // Where ranks outnumber the KV heads, each keeps a copy.
@@ -164,6 +168,8 @@ pub(super) fn info<B: Backend>(
         weight_bytes: taken.iter().map(|taken| taken.weight_bytes).sum(),
         kv_bytes: taken.iter().map(|taken| taken.kv_bytes).sum(),
         graph_bytes: taken.iter().map(|taken| taken.graph_bytes).sum(),
+        links: None,
+        progress,
     })
 }
 
@@ -199,14 +205,10 @@ fn serve<B: Backend>(
     to_run: &Receiver<Arc<StepInput>>,
     done: &SyncSender<Result<StepOutput>>,
 ) {
-    let Load { mut backend, shard, spec, parts, options } = load;
+    let Load { backend, shard, spec, parts, options, progress } = load;
     // Nobody listens any more once another rank has failed; then the channel of steps is closed too.
     let report = |bytes| drop(news.send(News::Loaded { bytes }));
-    let loaded = backend
-        .attach()
-        .and_then(|()| backend.supports(&spec))
-        .and_then(|()| Rank::load(backend, shard, &spec, &*parts, &options, &report));
-    let mut rank = match loaded {
+    let mut rank = match Rank::load(backend, shard, &spec, &*parts, &options, &report, &progress) {
         Ok((rank, taken)) => {
             drop(news.send(News::Ready(taken)));
             rank
@@ -230,21 +232,30 @@ fn serve<B: Backend>(
 /// at different ops never meet again.
 fn run_caught<B: Backend>(rank: &mut Rank<B>, number: usize, step: &StepInput) -> Result<StepOutput> {
     // What a panic leaves half done is never read: the world is aborted.
-    let outcome = catch_unwind(AssertUnwindSafe(|| rank.submit(step).and_then(|()| rank.output())))
-        .unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-            Err(Error::Device(format!("rank {number} panicked: {text}")))
-        });
+    let outcome = catch_unwind(AssertUnwindSafe(|| rank.submit(step).and_then(|()| rank.output())));
+    let number_of_step = rank.n_submitted();
+    let outcome = outcome.unwrap_or_else(|panic| Err(message_of(number, number_of_step, &*panic)));
     outcome.map_err(|error| {
-        let reason = match error {
-            // Already told, here or by the rank that failed first.
-            Error::Device(text) => text,
-            error => format!("rank {number} failed: {error}"),
-        };
+        let reason = why_lost(number, number_of_step, error);
         rank.abort(&reason);
         Error::DeviceLost(reason)
     })
+}
+
+/// What a rank's panic says; steps are counted from 1 since the loading.
+pub(super) fn message_of(rank: usize, step: u64, panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+    Error::Device(format!("rank {rank} panicked in step {step}: {text}"))
+}
+
+/// Why the world is lost: a rank's error, or what it was told of another's.
+pub(super) fn why_lost(rank: usize, step: u64, error: Error) -> String {
+    match error {
+        // Already told, here or by the rank that failed first.
+        Error::Device(text) => text,
+        error => format!("rank {rank} failed in step {step}: {error}"),
+    }
 }
 
 impl Executor for Ranks {

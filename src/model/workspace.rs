@@ -230,19 +230,20 @@ impl<B: Backend> Workspace<B> {
         world: usize,
     ) -> Result<Workspace<B>> {
         let Widths { hidden, vocab_part, vocab, .. } = *widths;
+        let shared = |mut tensor| backend.share(&mut tensor).map(|()| tensor);
         let experts =
             |width: ExpertsWidth| backend.experts_room(&width.experts, hidden, width.neurons, tokens);
         Ok(Workspace {
-            residual: backend.tensor(tokens, hidden)?,
+            residual: shared(backend.tensor(tokens, hidden)?)?,
             normed: backend.tensor(tokens, hidden)?,
             normed_for_mlp: widths.two_norms.then(|| backend.tensor(tokens, hidden)).transpose()?,
-            branch: backend.tensor(tokens, hidden)?,
+            branch: shared(backend.tensor(tokens, hidden)?)?,
             attention: AttentionRoom::new(backend, widths.attention, tokens)?,
             mlps: MlpRooms::new(backend, &widths.mlps, tokens)?,
             experts: widths.experts.map(experts).transpose()?,
             selected: backend.tensor(logit_rows, hidden)?,
             logits_part: (world > 1).then(|| backend.logits(logit_rows, vocab_part)).transpose()?,
-            logits: backend.logits(logit_rows, vocab)?,
+            logits: shared(backend.logits(logit_rows, vocab)?)?,
             logit_rows,
         })
     }

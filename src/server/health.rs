@@ -9,6 +9,7 @@ use tonic_health::server::HealthReporter;
 use super::SERVICES;
 use crate::engine::{Condition, Pulse};
 use crate::error::{Error, Result};
+use crate::model::executor::Progress;
 
 /// Why the engine must be given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,12 @@ fn too_long(time: Duration, limit: Duration) -> String {
 }
 
 /// Feels the pulse until the engine must be given up, and keeps `grpc.health.v1` up to date.
-pub(super) async fn watch(pulse: Arc<Pulse>, step_timeout: Duration, reporter: HealthReporter) -> Fault {
+pub(super) async fn watch(
+    pulse: Arc<Pulse>,
+    progress: Progress,
+    step_timeout: Duration,
+    reporter: HealthReporter,
+) -> Fault {
     let look_every = LOOK_EVERY.min(step_timeout / 4).max(Duration::from_millis(1));
     let mut healthy = true;
     loop {
@@ -65,7 +71,7 @@ pub(super) async fn watch(pulse: Arc<Pulse>, step_timeout: Duration, reporter: H
             Condition::Dead(Error::DeviceLost(reason)) => return Fault::DeviceLost(reason),
             Condition::Dead(reason) => return Fault::EngineDied(reason.to_string()),
             Condition::Stepping(time) if time > step_timeout.saturating_add(GRACE) => {
-                return Fault::StepTimeout(too_long(time, step_timeout));
+                return Fault::StepTimeout(format!("{progress}: {}", too_long(time, step_timeout)));
             }
             Condition::Stepping(_) | Condition::Idle => {}
         }
@@ -108,7 +114,8 @@ mod tests {
         ] {
             let pulse = Arc::new(Pulse::default());
             pulse.die(death);
-            assert_eq!(watch(pulse, Duration::from_secs(3600), HealthReporter::new()).await, fault);
+            let (progress, limit) = (Progress::new(1), Duration::from_secs(3600));
+            assert_eq!(watch(pulse, progress, limit, HealthReporter::new()).await, fault);
         }
     }
 }

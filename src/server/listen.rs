@@ -58,7 +58,8 @@ impl RunningShard {
         let Loaded { engine, intake } = loaded;
         let reporter = HealthReporter::new();
         health::report(&reporter, true).await;
-        let watchdog = health::watch(engine.pulse().clone(), shard.step_timeout, reporter.clone());
+        let progress = engine.model().progress.clone();
+        let watchdog = health::watch(engine.pulse().clone(), progress, shard.step_timeout, reporter.clone());
         let handlers = Arc::new(Shard {
             metrics: Metrics::new(&engine),
             engine,

@@ -56,21 +56,28 @@ pub struct Loaded {
     pub intake: Intake,
 }
 
-/// Finds a model's files, reads what they say of its shape, and sizes the pool. Blocks; asks the network where the
-/// model is not local.
+/// Finds a model's files and reads its configuration. Blocks; asks the network where the model is not local.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] and [`Error::Unsupported`] for the model, [`Error::Exhausted`] for the pool.
-pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
+/// [`Error::Checkpoint`] and [`Error::Unsupported`] for the model.
+pub fn describe(config: &ShardConfig) -> Result<(Located, Resolved)> {
     let located = locate(&config.source)?;
     let model = read_model(&located.folder, config)?;
+    Ok((located, model))
+}
+
+/// Checks a described model's weights, without reading them, and sizes the pool.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for the weights, [`Error::Exhausted`] for the pool.
+pub fn plan(config: &ShardConfig, (located, model): (Located, Resolved)) -> Result<LoadPlan> {
     // Stored weights stay as they are; only random ones can be made in another dtype.
     let dtype = config.dtype.map(stored).or(model.dtype).unwrap_or(DType::F32);
     let (spec, names) = (&model.spec, &model.names);
-    let checkpoint = match (config.load_format, &config.compute) {
-        (LoadFormat::Auto, _) => Checkpoint::open(&located.weights)?,
-        (LoadFormat::Dummy, Compute::Cpu { .. }) => Checkpoint::dummy(spec, names, dtype, DUMMY_SEED)?,
-        (LoadFormat::Dummy, Compute::Cuda { .. }) => Checkpoint::dummy_unmade(spec, names, dtype, DUMMY_SEED),
+    let checkpoint = match config.load_format {
+        LoadFormat::Auto => Checkpoint::open(&located.weights)?,
+        // A plan needs their shapes only.
+        LoadFormat::Dummy => Checkpoint::dummy_unmade(spec, names, dtype, DUMMY_SEED),
     };
     let weights = Weights::open(&checkpoint, &model.spec, &model.names)?;
     let mut options = PlanOptions {
@@ -88,7 +95,7 @@ pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
         (options.lane_counts, options.headroom_bytes) = (true, HEADROOM_BYTES);
     }
     let without_pool = MemoryPlan::new(&model, Some(&weights), &options)?;
-    let available = available_bytes(&config.compute);
+    let available = available_bytes(&config.compute, config.world_size);
     let n_slots = match (&config.compute, config.pool_tokens, available) {
         (Compute::Cuda { .. }, None, Some(available)) => {
             let fit = slots_that_fit(&without_pool, config.world_size, available)?;
@@ -160,7 +167,7 @@ fn check_gpu_memory(plan: &MemoryPlan, available: Option<u64>) -> Result<()> {
 /// Loads tokenizer and weights, and starts the engine. Blocks until that is done.
 ///
 /// # Errors
-/// As [`plan`], and whatever is wrong with the weights.
+/// As [`describe`] and [`plan`], and whatever is wrong with the weights.
 pub fn load(config: &ShardConfig) -> Result<Loaded> {
     let fault = config.fault;
     if let Some(fault) = fault {
@@ -180,7 +187,13 @@ pub fn load_around(
     config: &ShardConfig,
     around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
 ) -> Result<Loaded> {
-    let plan = plan(config)?;
+    let mut plan = plan(config, describe(config)?)?;
+    if config.load_format == LoadFormat::Dummy && plan.device == Device::Cpu {
+        // A GPU makes them itself.
+        let (Resolved { spec, names, .. }, dtype) = (&plan.model, plan.weights.dtype());
+        let made = Checkpoint::dummy(spec, names, dtype, DUMMY_SEED)?;
+        plan.weights = Weights::open(&made, spec, names)?;
+    }
     let folder = plan.located.folder.clone();
     let tokenizer = Arc::new(tokenizer(config.load_format, &folder, plan.model.spec.vocab)?);
     let eos = end_of_text_ids(&folder, tokenizer.eos())?;
@@ -198,6 +211,7 @@ pub fn load_around(
         n_ranks: config.world_size,
         pool: pool_size(config, plan.n_slots),
         graphs: config.graphs,
+        fault: config.fault,
         n_lanes: config.max_lanes as usize + 1,
         max_step_tokens: config.max_step_tokens as usize,
     };
@@ -251,7 +265,8 @@ fn check_memory(memory: &MemoryPlan, world: usize, available: Option<u64>) -> Re
 fn pool_size(config: &ShardConfig, n_slots: u32) -> PoolSize {
     match (&config.compute, config.pool_tokens) {
         (Compute::Cuda { memory_fraction }, None) => {
-            let total = available_bytes(&Compute::Cuda { memory_fraction: 1.0 }).unwrap_or(0);
+            let total =
+                available_bytes(&Compute::Cuda { memory_fraction: 1.0 }, config.world_size).unwrap_or(0);
             PoolSize::Rest { unused_bytes: (total as f64 * f64::from(1.0 - memory_fraction)) as u64 }
         }
         _ => PoolSize::Slots(n_slots as usize),
@@ -263,6 +278,7 @@ fn tell_taken(model: &ModelInfo) {
     if model.device == "cpu" {
         return;
     }
+    model.links.iter().for_each(|links| tracing::info!("{links}"));
     tracing::info!(
         "on the GPU, in {}: weights {} MiB, a pool of {} slots {} MiB, graphs {} MiB",
         model.dtype,

@@ -4,24 +4,24 @@ use std::fs;
 
 use crate::config::Compute;
 
-/// Bytes that a rank may use: of a GPU the share that the operator allows; of the host what can be had without swapping,
+/// Bytes that each of `n_ranks` may use: of the smallest of their GPUs the share that the operator allows; of the host what can be had without swapping,
 /// by the kernel's estimate, less where a control group allows less.
-pub(super) fn available_bytes(compute: &Compute) -> Option<u64> {
+pub(super) fn available_bytes(compute: &Compute, n_ranks: usize) -> Option<u64> {
     match compute {
         Compute::Cpu { .. } => host_bytes(),
         Compute::Cuda { memory_fraction } => {
-            gpu_bytes().map(|bytes| (bytes as f64 * f64::from(*memory_fraction)) as u64)
+            gpu_bytes(n_ranks).map(|bytes| (bytes as f64 * f64::from(*memory_fraction)) as u64)
         }
     }
 }
 
 #[cfg(feature = "cuda")]
-fn gpu_bytes() -> Option<u64> {
-    crate::backend::cuda::total_bytes(0)
+fn gpu_bytes(n_ranks: usize) -> Option<u64> {
+    (0..n_ranks).filter_map(crate::backend::cuda::total_bytes).min()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu_bytes() -> Option<u64> {
+fn gpu_bytes(_n_ranks: usize) -> Option<u64> {
     None
 }
 

@@ -10,6 +10,7 @@ mod fit;
 mod follower;
 mod health;
 mod intake;
+mod leave;
 mod listen;
 mod load;
 mod memory;
@@ -22,8 +23,9 @@ mod v3;
 
 pub use health::Fault;
 pub use intake::Intake;
+pub use leave::leave;
 pub use listen::RunningShard;
-pub use load::{LoadPlan, Loaded, load, load_around, locate, plan};
+pub use load::{LoadPlan, Loaded, describe, load, load_around, locate, plan};
 pub use run::{Ending, run};
 
 /// Names under which `grpc.health.v1` knows the shard; the empty one is the whole process.

@@ -215,6 +215,14 @@ pub fn every_router_of_every_shape<B: Probe>(backend: &B) {
     }
 }
 
+/// So many rows that an expert's come in several blocks, some of them with a single row.
+pub fn experts_of_many_rows<B: Probe>(backend: &B) {
+    let layer = Layer::new(Experts { n_experts: 4, ..EXPERTS }, HIDDEN);
+    for rows in [64, 129, 300] {
+        check(backend, &layer, DType::BF16, rows);
+    }
+}
+
 pub fn experts_with_biases_and_clamped_gates<B: Probe>(backend: &B) {
     for activation in [Activation::Silu, Activation::ClampedSwiglu { limit: 0.75 }] {
         for router in [Router::SoftmaxOfChosen, Router::SoftmaxRenormalised] {

@@ -166,6 +166,13 @@ pub fn heads_attend_to_latents<B: Probe>(backend: &B) {
     }
 }
 
+/// More query heads than a kernel takes at once, of DeepSeek's widths.
+pub fn many_heads_attend_to_latents<B: Probe>(backend: &B) {
+    for mix in [&[(63, 1), (70, 2), (0, 1)][..], &[(64, 1)]] {
+        check_attend(backend, &attention(20, 512, 128, 64), mix);
+    }
+}
+
 fn check_attend<B: Probe>(backend: &B, attention: &LatentAttention, mix: &[(u32, u32)]) {
     let ragged = Ragged::new(mix);
     let step = begun(backend, attention, &ragged);

@@ -5,8 +5,9 @@
 //! write for the one after next it has to pass the barrier that the reader reaches only when it has finished.
 
 use std::cell::Cell;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::backend::barrier::Barrier;
 use crate::error::{Error, Result};
 
 /// What a rank contributes.
@@ -103,6 +104,17 @@ impl Member {
         Ok(peers[0].read().unwrap_or_else(PoisonError::into_inner).ids.clone())
     }
 
+    /// The least of the numbers that the ranks bring.
+    pub fn least(&self, number: u64) -> Result<u64> {
+        let halves = [(number >> 32) as u32, number as u32];
+        let peers = self.exchange(|mine| mine.ids.extend(halves))?;
+        let brought = peers.iter().map(|peer| {
+            let halves = &peer.read().unwrap_or_else(PoisonError::into_inner).ids;
+            halves.iter().fold(0u64, |number, &half| number << 32 | u64::from(half))
+        });
+        Ok(brought.min().unwrap_or(number))
+    }
+
     /// Who waits at the barrier, or comes to it later, gets an error with this reason. The first reason stays.
     pub fn abort(&self, reason: &str) {
         self.world.barrier.abort(reason);
@@ -139,54 +151,6 @@ impl World {
     fn new(n_ranks: usize) -> World {
         let buffers = || (0..n_ranks).map(|_| RwLock::default()).collect();
         World { barrier: Barrier::new(n_ranks), contributions: [buffers(), buffers()] }
-    }
-}
-
-/// A barrier that can be aborted.
-struct Barrier {
-    n_ranks: usize,
-    state: Mutex<BarrierState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct BarrierState {
-    arrived: usize,
-    /// Times that the barrier opened; who waits does so for the next.
-    opened: u64,
-    aborted: Option<String>,
-}
-
-impl Barrier {
-    fn new(n_ranks: usize) -> Barrier {
-        Barrier { n_ranks, state: Mutex::default(), changed: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BarrierState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait(&self) -> Result<()> {
-        let mut state = self.lock();
-        state.arrived += 1;
-        let opening = state.opened + 1;
-        if state.arrived == self.n_ranks && state.aborted.is_none() {
-            state.arrived = 0;
-            state.opened = opening;
-            self.changed.notify_all();
-        }
-        while state.opened < opening {
-            if let Some(reason) = &state.aborted {
-                return Err(Error::Device(reason.clone()));
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(())
-    }
-
-    fn abort(&self, reason: &str) {
-        self.lock().aborted.get_or_insert_with(|| reason.to_owned());
-        self.changed.notify_all();
     }
 }
 
@@ -238,6 +202,12 @@ mod tests {
     fn broadcasts_what_rank_0_brings() {
         let ids = run(3, |member| member.broadcast(vec![member.rank as u32 + 5; 2]).unwrap());
         assert_eq!(ids, vec![vec![5, 5]; 3]);
+    }
+
+    #[test]
+    fn the_least_number_is_found() {
+        let least = run(3, |member| member.least((7 - member.rank as u64) << 33).unwrap());
+        assert_eq!(least, [5 << 33; 3]);
     }
 
     #[test]

@@ -144,6 +144,10 @@ impl Backend for Cpu {
         self.tensor(rows, width)
     }
 
+    fn share(&self, _tensor: &mut Tensor) -> Result<()> {
+        Ok(())
+    }
+
     fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
         NormWeight::new(kind, weight, bias)
     }
@@ -192,6 +196,10 @@ impl Backend for Cpu {
 
     fn prepare(&self, _layers: &[Tuned<'_, Cpu>]) -> Result<()> {
         Ok(())
+    }
+
+    fn meet(&self, number: u64) -> Result<u64> {
+        self.peers.least(number)
     }
 
     fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
@@ -405,6 +413,10 @@ impl Backend for Cpu {
 
     fn abort(&self, reason: &str) {
         self.peers.abort(reason);
+    }
+
+    fn links(&self) -> Option<String> {
+        None
     }
 }
 

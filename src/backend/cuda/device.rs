@@ -32,12 +32,52 @@ pub fn probe() -> Result<(), String> {
     }
 }
 
+/// GPUs that there are.
+pub fn count() -> usize {
+    probe().ok().and_then(|()| CudaContext::device_count().ok()).map_or(0, |n| n as usize)
+}
+
 /// Memory of a GPU in bytes, without opening it.
 pub fn total_bytes(ordinal: usize) -> Option<u64> {
     probe().ok()?;
     let device = result::device::get(ordinal as i32).ok()?;
     // SAFETY: the device was named by the driver.
     unsafe { result::device::total_mem(device) }.ok().map(|bytes| bytes as u64)
+}
+
+/// Why some of the first GPUs cannot read and write each other's memory; nothing if all can.
+///
+/// # Errors
+/// [`Error::Unsupported`] where there are fewer.
+pub fn lacking_peer_access(n: usize) -> Result<Option<String>> {
+    probe().map_err(Error::Unsupported)?;
+    let there = count();
+    if n > there {
+        return Err(Error::Unsupported(format!("{n} ranks need as many GPUs, and there are {there}")));
+    }
+    let gpus: Vec<_> =
+        (0..n as i32).map(result::device::get).collect::<Result<_, _>>().map_err(failed("naming a GPU"))?;
+    for (i, &from) in gpus.iter().enumerate() {
+        for (j, &to) in gpus.iter().enumerate().filter(|&(j, _)| j != i) {
+            let mut can = 0;
+            // SAFETY: a question about two GPUs that the driver has named.
+            let status = unsafe { sys::cuDeviceCanAccessPeer(&mut can, from, to) };
+            if status != sys::CUresult::CUDA_SUCCESS || can == 0 {
+                return Ok(Some(format!("GPU {i} has no access to the memory of GPU {j}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Ends the process at once, as a process has to whose GPU may be waiting for ever: an ordinary exit has the driver wait
+/// for it.
+pub fn exit_now(code: u8) -> ! {
+    unsafe extern "C" {
+        fn _exit(code: c_int) -> !;
+    }
+    // SAFETY: ends the process; nothing of it is left to be unsound.
+    unsafe { _exit(c_int::from(code)) }
 }
 
 impl Device {
@@ -78,6 +118,34 @@ impl Device {
     pub fn memory(&self) -> Result<(u64, u64)> {
         let (free, total) = self.context.mem_get_info().map_err(failed("asking for free memory"))?;
         Ok((free as u64, total as u64))
+    }
+
+    /// The context's address, by which another rank's thread lets its GPU [see](Device::see) this one's memory.
+    pub fn context_address(&self) -> u64 {
+        self.context.cu_ctx() as u64
+    }
+
+    /// Lets this GPU read and write the memory of another, named by its context.
+    pub fn see(&self, context: u64) -> Result<()> {
+        // SAFETY: the context is that of another rank, which lives as long as the world.
+        let status = unsafe { sys::cuCtxEnablePeerAccess(context as sys::CUcontext, 0) };
+        match status {
+            sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            error => Err(failed("reaching another GPU's memory")(DriverError(error))),
+        }
+    }
+
+    /// Queues that a buffer is filled with a byte.
+    pub fn fill(&self, buffer: &Buffer, byte: u8) -> Result<()> {
+        // SAFETY: the buffer's own range.
+        unsafe { result::memset_d8_async(buffer.pointer, byte, buffer.n_bytes, self.stream()) }
+            .map_err(failed("filling memory"))
+    }
+
+    /// Queues a copy from one address of this GPU to another.
+    pub fn copy(&self, from: CUdeviceptr, to: CUdeviceptr, n_bytes: usize) -> Result<()> {
+        // SAFETY: both are rows of tensors of at least so many bytes.
+        unsafe { result::memcpy_dtod_async(to, from, n_bytes, self.stream()) }.map_err(failed("copying"))
     }
 
     /// Zeroed memory.
@@ -218,6 +286,13 @@ impl<T: Copy> Pinned<T> {
         assert!(at < self.len);
         // SAFETY: inside the allocation, which was zeroed; any bits are a `T` that kernels write.
         unsafe { self.pointer.add(at).read_volatile() }
+    }
+
+    /// Writes a number that the device may be reading.
+    pub fn write(&mut self, at: usize, number: T) {
+        assert!(at < self.len);
+        // SAFETY: inside the allocation.
+        unsafe { self.pointer.add(at).write_volatile(number) }
     }
 
     /// The numbers as the host writes them; the device must not be reading them.

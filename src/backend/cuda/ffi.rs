@@ -452,6 +452,56 @@ pub struct Activate {
     pub dtype: i32,
 }
 
+pub const KV_MAX_RANKS: usize = 8;
+pub const KV_MEETING_BLOCKS: usize = 128;
+pub const KV_ONE_SHOT: i32 = 0;
+pub const KV_TWO_SHOT: i32 = 1;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct World {
+    pub rank: i32,
+    pub n_ranks: i32,
+    pub flags: [*mut u32; KV_MAX_RANKS],
+    pub inboxes: [*mut c_void; KV_MAX_RANKS],
+    pub inbox_bytes: i64,
+    pub meetings: *mut u32,
+    pub turns: *mut u32,
+    pub aborted: *const u32,
+}
+
+#[repr(C)]
+pub struct AllReduce {
+    pub world: World,
+    pub parts: [*const c_void; KV_MAX_RANKS],
+    pub sums: [*mut c_void; KV_MAX_RANKS],
+    pub n: i64,
+    pub add: i32,
+    pub way: i32,
+    pub dtype: i32,
+}
+
+#[repr(C)]
+pub struct Gather {
+    pub world: World,
+    pub part: *const f32,
+    pub part_stride: i64,
+    pub out: *mut f32,
+    pub out_stride: i64,
+    pub rows: i32,
+    pub first: i32,
+    pub width: i32,
+    pub all_width: i32,
+}
+
+#[repr(C)]
+pub struct ShareTokens {
+    pub world: World,
+    pub drafts: *const Draft,
+    pub n_drafts: i32,
+    pub lane_last: [*mut u32; KV_MAX_RANKS],
+}
+
 #[repr(C)]
 pub struct FillRandom {
     pub out: *mut c_void,
@@ -490,6 +540,10 @@ unsafe extern "C" {
     pub fn kv_norm(params: *const NormRows, stream: CUstream) -> c_int;
     pub fn kv_rope_store(params: *const RopeStore, stream: CUstream) -> c_int;
     pub fn kv_gate(params: *const Gate, stream: CUstream) -> c_int;
+    pub fn kv_all_reduce(params: *const AllReduce, stream: CUstream) -> c_int;
+    pub fn kv_load_collectives(n_ranks: i32, dtype: i32) -> c_int;
+    pub fn kv_gather(params: *const Gather, stream: CUstream) -> c_int;
+    pub fn kv_share_tokens(params: *const ShareTokens, stream: CUstream) -> c_int;
     pub fn kv_activate(params: *const Activate, stream: CUstream) -> c_int;
     pub fn kv_fill_random(params: *const FillRandom, stream: CUstream) -> c_int;
 }

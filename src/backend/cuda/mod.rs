@@ -15,7 +15,9 @@ mod graph;
 mod lanes;
 mod latent;
 mod linear;
+mod nccl;
 mod norm;
+mod peers;
 mod results;
 mod room;
 mod rotary;
@@ -24,9 +26,11 @@ mod step;
 mod tensor;
 mod tune;
 mod weight;
+mod world;
 
 use std::cell::OnceCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -47,8 +51,9 @@ use room::Room;
 use rows::Taken;
 use tensor::Numbers;
 use weight::Uploader;
+use world::Member;
 
-pub use device::{probe, total_bytes};
+pub use device::{count, exit_now, probe, total_bytes};
 pub use experts::{ExpertsRoom, ExpertsWeight};
 pub use graph::Graph;
 pub use latent::HeadWeight;
@@ -56,10 +61,12 @@ pub use norm::NormWeight;
 pub use step::Step;
 pub use tensor::Tensor;
 pub use weight::Weight;
+pub use world::World;
 
-/// One GPU.
+/// One GPU, and with it one rank.
 pub struct Cuda {
     device: Device,
+    member: Member,
     dtype: DType,
     linear: Linear,
     /// Pinned memory, needed while weights are loaded.
@@ -76,11 +83,25 @@ pub struct Kv {
 }
 
 impl Cuda {
-    /// Opens GPU `ordinal`, to compute in a 16-bit dtype.
+    /// Opens GPU `ordinal`, to compute alone in a 16-bit dtype.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where there is no GPU, or no cuBLASLt, or for f32.
     pub fn new(ordinal: usize, dtype: DType) -> Result<Cuda> {
+        Cuda::open(ordinal, Member::new(World::new(1)?, 0), dtype)
+    }
+
+    /// Opens the GPU of a world's rank, on the rank's thread.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn of_world(world: &Arc<World>, rank: usize, dtype: DType) -> Result<Cuda> {
+        let opened = Cuda::open(rank, Member::new(Arc::clone(world), rank), dtype);
+        // There is no backend yet by which the rank's thread could tell the others.
+        opened.inspect_err(|error| world.abort(&format!("rank {rank} failed to open its GPU: {error}")))
+    }
+
+    fn open(ordinal: usize, member: Member, dtype: DType) -> Result<Cuda> {
         if dtype == DType::F32 {
             return Err(Error::Unsupported(
                 "the GPU computes in float16 or bfloat16: choose one with --dtype, or --device cpu".into(),
@@ -88,7 +109,7 @@ impl Cuda {
         }
         let device = Device::open(ordinal)?;
         let linear = Linear::new(&device, dtype)?;
-        Ok(Cuda { linear, uploader: OnceCell::new(), device, dtype })
+        Ok(Cuda { linear, uploader: OnceCell::new(), device, member, dtype })
     }
 
     fn uploader(&self) -> Result<&Uploader> {
@@ -153,7 +174,8 @@ impl Backend for Cuda {
     }
 
     fn attach(&mut self) -> Result<()> {
-        self.device.bind()
+        self.device.bind()?;
+        self.member.open(&self.device, self.dtype)
     }
 
     fn supports(&self, spec: &DecoderSpec) -> Result<()> {
@@ -196,6 +218,13 @@ impl Backend for Cuda {
 
     fn logits(&self, rows: usize, width: usize) -> Result<Tensor> {
         self.new_tensor(rows, width, Numbers::Single)
+    }
+
+    fn share(&self, tensor: &mut Tensor) -> Result<()> {
+        if !self.member.is_alone() {
+            tensor.share(self.member.joint(tensor.buffer().address())?);
+        }
+        Ok(())
     }
 
     fn norm_weight(&self, kind: Norm, weight: &TensorPart, bias: Option<&TensorPart>) -> Result<NormWeight> {
@@ -250,7 +279,7 @@ impl Backend for Cuda {
     }
 
     fn step(&self, shape: StepShape) -> Result<Step> {
-        Step::new(&self.device, self.dtype, shape)
+        Step::new(&self.device, &self.member, self.dtype, shape)
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -259,6 +288,7 @@ impl Backend for Cuda {
 
     fn prepare(&self, layers: &[Tuned<'_, Cuda>]) -> Result<()> {
         self.device.synchronize()?;
+        let layers: Vec<Tuned<'_, Cuda>> = layers.iter().filter_map(|tuned| self.as_run(tuned)).collect();
         let room = layers.iter().map(|tuned| Room::new(self, tuned)).collect::<Result<Vec<Room>>>()?;
         // The layers of a step are seen by the same numbers of rows, the head by others.
         for together in layers.chunk_by(|a, b| a.rows == b.rows) {
@@ -273,6 +303,10 @@ impl Backend for Cuda {
             }
         }
         Ok(())
+    }
+
+    fn meet(&self, number: u64) -> Result<u64> {
+        self.member.meet(&self.device, number)
     }
 
     fn begin(&self, input: &StepInput, step: &mut Step) -> Result<()> {
@@ -318,6 +352,10 @@ impl Backend for Cuda {
     }
 
     fn reduce_add(&self, multiplier: f32, rows: usize, x: &mut Tensor, residual: &mut Tensor) -> Result<()> {
+        if multiplier == 1.0 && !self.member.adds_first() {
+            return self.member.add_all(rows, x, residual);
+        }
+        self.member.all_reduce(rows, x)?;
         self.add_rows(multiplier, rows, x, residual)
     }
 
@@ -326,6 +364,10 @@ impl Backend for Cuda {
             Numbers::Half => Product::Stored,
             Numbers::Single => Product::Logits,
         };
+        if weight.outputs == 0 {
+            // The last ranks may have no part of a small vocabulary.
+            return Ok(());
+        }
         self.linear.run(&Call { weight, product, rows, x, out, scratch: None })
     }
 
@@ -334,10 +376,15 @@ impl Backend for Cuda {
         weight: &Weight,
         rows: usize,
         x: &Tensor,
-        _branch: &mut Tensor,
+        branch: &mut Tensor,
         residual: &mut Tensor,
     ) -> Result<()> {
-        self.linear.run(&Call { weight, product: Product::Added, rows, x, out: residual, scratch: None })
+        let (product, out) = match self.member.adds_first() {
+            true => (Product::Added, &*residual),
+            false => (Product::Stored, &*branch),
+        };
+        self.linear.run(&Call { weight, product, rows, x, out, scratch: None })?;
+        self.member.add_all(rows, branch, residual)
     }
 
     fn linear_gate(
@@ -458,17 +505,16 @@ impl Backend for Cuda {
         self.take_rows(&Taken::of_tensor(x, step.n_tokens(), tokens, n), out)
     }
 
-    fn all_reduce(&self, _rows: usize, _x: &mut Tensor) -> Result<()> {
-        // A world of one, as `model::load` has it.
-        Ok(())
+    fn all_reduce(&self, rows: usize, x: &mut Tensor) -> Result<()> {
+        self.member.all_reduce(rows, x)
     }
 
     fn warp_logits(&self, warp: Logits, rows: usize, logits: &mut Tensor) -> Result<()> {
         self.run_warp(warp, rows, logits)
     }
 
-    fn gather(&self, _rows: usize, _part: &Tensor, _out: &mut Tensor) -> Result<()> {
-        Err(Error::Bug("one rank has nothing to gather".into()))
+    fn gather(&self, rows: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.member.gather(rows, part, out)
     }
 
     fn target_logprobs(&self, targets: Range<usize>, logits: &Tensor, step: &mut Step) -> Result<()> {
@@ -480,14 +526,20 @@ impl Backend for Cuda {
     }
 
     fn advance(&self, step: &mut Step) -> Result<()> {
+        let (drafts, n_drafts) = step.all_drafts();
+        self.member.share_tokens(drafts, n_drafts, step.lane_tokens())?;
         step.finish()
     }
 
     fn output(&self, step: &mut Step) -> Result<StepOutput> {
-        step.output()
+        step.output(&|| self.device.check().and_then(|()| self.member.check()))
     }
 
-    fn abort(&self, _reason: &str) {
-        // A world of one: nobody waits.
+    fn abort(&self, reason: &str) {
+        self.member.abort(reason);
+    }
+
+    fn links(&self) -> Option<String> {
+        self.member.describe()
     }
 }

@@ -37,6 +37,19 @@ impl Room {
 }
 
 impl Cuda {
+    /// A layer with the product that is really made of it; nothing where this rank makes none.
+    pub(super) fn as_run<'a>(
+        &self,
+        Tuned { weights, product, rows }: &Tuned<'a, Cuda>,
+    ) -> Option<Tuned<'a, Cuda>> {
+        let product = match product {
+            Product::Added if !self.member.adds_first() => Product::Stored,
+            other => *other,
+        };
+        let makes_some = weights.first().is_some_and(|weight| weight.outputs > 0);
+        makes_some.then(|| Tuned { weights: weights.clone(), product, rows: rows.clone() })
+    }
+
     /// Fills a tensor's first rows with numbers of the scale of activations.
     fn randomise(&self, tensor: &Tensor, rows: usize) -> Result<()> {
         let params = ffi::FillRandom {

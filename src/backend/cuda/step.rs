@@ -13,6 +13,7 @@ use super::lanes::Lanes;
 use super::latent::kv_attend_latent_workspace_bytes;
 use super::results::{N_TURNS, Results};
 use super::rotary::Rotary;
+use super::world::{LaneTokens, Member};
 use crate::backend::step::{Feed, StepInput, StepOutput};
 use crate::backend::{Heads, LogitRows, StepShape};
 use crate::error::{Error, Result};
@@ -25,6 +26,7 @@ pub struct Step {
     dtype: DType,
     shape: StepShape,
     lanes: Lanes,
+    lane_tokens: LaneTokens,
     arrays: Arrays,
     attention: Vec<(Mask, Buffer)>,
     attend_workspace: Buffer,
@@ -98,8 +100,8 @@ const HEAD_WORDS: usize = size_of::<Head>() / 4;
 const ROW_WORDS: usize = size_of::<ffi::StepRow>() / 4;
 
 impl Step {
-    /// Sized for the largest step.
-    pub fn new(device: &Device, dtype: DType, shape: StepShape) -> Result<Step> {
+    /// Sized for the largest step. Every rank makes its own at once.
+    pub fn new(device: &Device, member: &Member, dtype: DType, shape: StepShape) -> Result<Step> {
         let StepShape { max_tokens, n_lanes, max_positions, vocab, heads, .. } = shape.clone();
         let words = |n: usize| device.alloc(n * 4);
         let staged_words = staged_words(max_tokens, n_lanes);
@@ -121,8 +123,10 @@ impl Step {
             )
         };
         let plan = |mask: &Mask| Ok((*mask, words(plan_words as usize)?));
+        let lanes = Lanes::new(device, n_lanes, max_positions, vocab)?;
         Ok(Step {
-            lanes: Lanes::new(device, n_lanes, max_positions, vocab)?,
+            lane_tokens: LaneTokens { joint: member.joint(lanes.last.address())?, n_lanes },
+            lanes,
             arrays: Arrays {
                 staged: words(staged_words)?,
                 tokens: words(max_tokens)?,
@@ -443,9 +447,20 @@ impl Step {
         launched("finish", unsafe { ffi::kv_finish(&params, self.device.stream()) })
     }
 
-    /// Waits for the oldest step under way.
-    pub fn output(&mut self) -> Result<StepOutput> {
-        self.results.output(&self.device)
+    /// What the lanes of all ranks sampled last.
+    pub fn lane_tokens(&self) -> &LaneTokens {
+        &self.lane_tokens
+    }
+
+    /// The rows that sample, padding rows of a bucket included: their drafts, and how many.
+    pub fn all_drafts(&self) -> (*const ffi::Draft, usize) {
+        let (_, n) = self.logit_tokens(&LogitRows::Sampled);
+        (self.drafts(), n)
+    }
+
+    /// Waits for the oldest step under way, for as long as `check` finds no fault.
+    pub fn output(&mut self, check: &dyn Fn() -> Result<()>) -> Result<StepOutput> {
+        self.results.output(check)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Activations on the GPU.
 
 use super::device::Buffer;
+use super::world::Joint;
+use crate::error::{Error, Result};
 
 /// What a tensor's numbers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ impl Numbers {
 /// run over it.
 pub struct Tensor {
     buffer: Buffer,
+    /// Those of all ranks, once they are shared.
+    joint: Option<Joint>,
     /// Rows that there is room for.
     pub rows: usize,
     /// Numbers in a row.
@@ -38,12 +42,25 @@ pub struct Tensor {
 impl Tensor {
     /// Over a buffer of zeros with room for it.
     pub fn new(buffer: Buffer, rows: usize, width: usize, numbers: Numbers) -> Tensor {
-        Tensor { buffer, rows, width, stride: padded(width), numbers }
+        Tensor { buffer, joint: None, rows, width, stride: padded(width), numbers }
     }
 
     /// The address of the first number.
     pub fn ptr<T>(&self) -> *mut T {
         self.buffer.ptr()
+    }
+
+    /// Takes note of where the other ranks' tensors of this kind lie.
+    pub fn share(&mut self, joint: Joint) {
+        self.joint = Some(joint);
+    }
+
+    /// Every rank's tensor of this kind.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a tensor that was not shared.
+    pub fn joint(&self) -> Result<Joint> {
+        self.joint.ok_or_else(|| Error::Bug("a tensor that no other rank can see".into()))
     }
 
     /// The memory.

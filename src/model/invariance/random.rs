@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::OPTIONS;
+use crate::backend::cpu::Cpu;
 use crate::backend::random::philox;
 use crate::error::Result;
 use crate::model::checkpoint::{DType, StoredTensor};
 use crate::model::executor::Executor;
+use crate::model::leader::{Leader, Open};
 use crate::model::names::{Role, roles};
 use crate::model::partition::Shard;
 use crate::model::spec::{DecoderSpec, Norm};
@@ -54,4 +56,16 @@ impl Random {
         let options = Options { n_ranks, ..OPTIONS };
         load(self.spec.clone(), move |role, shard| model.part(role, shard), options, &|_, _| {}).unwrap()
     }
+
+    /// With rank 0 on this thread.
+    pub fn load_led(self: &Arc<Self>, options: Options) -> Result<Leader<Cpu>> {
+        let model = Arc::clone(self);
+        let parts = Box::new(move |role, shard| model.part(role, shard));
+        Leader::load(led(options.n_ranks), self.spec.clone(), parts, options, &|_, _| {})
+    }
+}
+
+/// Ranks of a world, to be opened on threads of their own.
+pub fn led(n_ranks: usize) -> Vec<Open<Cpu>> {
+    Cpu::world(n_ranks).into_iter().map(|cpu| Box::new(move || Ok(cpu)) as Open<Cpu>).collect()
 }

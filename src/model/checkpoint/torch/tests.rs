@@ -70,13 +70,15 @@ struct Zip {
     files: Vec<(String, Vec<u8>)>,
     /// Bytes to overwrite in the `n`th entry of the directory.
     patches: Vec<(usize, usize, Vec<u8>)>,
+    /// Whether sizes and offsets are written in 64 bits.
+    is_wide: bool,
 }
 
 impl Zip {
     fn of(pickle: &[u8], storages: &[(&str, &[u8])]) -> Zip {
         let mut files = vec![("m/data.pkl".to_owned(), pickle.to_vec())];
         files.extend(storages.iter().map(|(key, bytes)| (format!("m/data/{key}"), bytes.to_vec())));
-        Zip { files, patches: Vec::new() }
+        Zip { files, patches: Vec::new(), is_wide: false }
     }
 
     fn patched(mut self, entry: usize, at: usize, bytes: &[u8]) -> Zip {
@@ -88,12 +90,18 @@ impl Zip {
         let (mut archive, mut directory) = (Vec::new(), Vec::new());
         for (number, (name, contents)) in self.files.iter().enumerate() {
             let (size, offset) = (contents.len() as u32, archive.len() as u32);
+            let narrow = |number: u32| if self.is_wide { u32::MAX } else { number }.to_le_bytes();
+            let extra = match self.is_wide {
+                true => [&[1, 0, 24, 0][..], &wide(size), &wide(size), &wide(offset)].concat(),
+                false => Vec::new(),
+            };
             let mut entry = b"PK\x01\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
-            entry
-                .extend([size.to_le_bytes(), size.to_le_bytes(), (name.len() as u32).to_le_bytes()].concat());
+            entry.extend([narrow(size), narrow(size)].concat());
+            entry.extend([(name.len() as u16).to_le_bytes(), (extra.len() as u16).to_le_bytes()].concat());
             entry.extend([0; 10]);
-            entry.extend(offset.to_le_bytes());
+            entry.extend(narrow(offset));
             entry.extend(name.as_bytes());
+            entry.extend(extra);
             for (_, at, bytes) in self.patches.iter().filter(|patch| patch.0 == number) {
                 entry[*at..at + bytes.len()].copy_from_slice(bytes);
             }
@@ -106,6 +114,14 @@ impl Zip {
         }
         let offset = archive.len() as u32;
         archive.extend(&directory);
+        if self.is_wide {
+            let (n_files, size) = (wide(self.files.len() as u32), wide(directory.len() as u32));
+            let record = wide(archive.len() as u32);
+            archive.extend([&b"PK\x06\x06"[..], &[0; 20], &n_files, &n_files, &size, &wide(offset)].concat());
+            archive.extend([&b"PK\x06\x07\0\0\0\0"[..], &record, &[1, 0, 0, 0]].concat());
+            archive.extend(b"PK\x05\x06\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0");
+            return archive;
+        }
         archive.extend(b"PK\x05\x06\0\0\0\0\0\0");
         archive.extend((self.files.len() as u16).to_le_bytes());
         archive.extend((directory.len() as u32).to_le_bytes());
@@ -113,6 +129,10 @@ impl Zip {
         archive.extend([0; 2]);
         archive
     }
+}
+
+fn wide(number: u32) -> [u8; 8] {
+    u64::from(number).to_le_bytes()
 }
 
 /// The pickle of `{"x": tensor}`, four single numbers in storage "0".
@@ -157,8 +177,14 @@ fn an_archive_that_lies_is_refused() {
         (Zip::of(&pickle_of(0, &[4], &[1]), &[]), "its storage \"0\" is not in the archive"),
         (Zip::of(&pickle_of(0, &[4], &[1]), &[("0", &[0; 12])]), "has 12 bytes for 4 numbers of 4 bytes"),
         (Zip::of(b"", &[NUMBERS]), "at byte 0 of its pickle, it is cut short"),
-        (Zip { files: vec![("data.pkl".into(), vec![])], patches: vec![] }, "does not hold one data.pkl"),
-        (Zip { files: vec![("a/b/data.pkl".into(), vec![])], patches: vec![] }, "does not hold one data.pkl"),
+        (
+            Zip { files: vec![("data.pkl".into(), vec![])], patches: vec![], is_wide: false },
+            "does not hold one data.pkl",
+        ),
+        (
+            Zip { files: vec![("a/b/data.pkl".into(), vec![])], patches: vec![], is_wide: false },
+            "does not hold one data.pkl",
+        ),
     ] {
         let told = told(zip);
         assert!(
@@ -177,6 +203,37 @@ fn an_archive_that_lies_is_refused() {
     long.files.swap(0, 1);
     let long = long.patched(0, 20, &number(60)).patched(0, 24, &number(60));
     assert!(told(long).contains("some of its files overlap"));
+}
+
+/// As archives of more than 4 GiB have it.
+#[test]
+fn numbers_of_64_bits_are_read_and_not_believed() {
+    let whole = Zip { is_wide: true, ..Zip::of(&pickle_of(0, &[4], &[1]), &[NUMBERS]) };
+    let checkpoint = Checkpoint::from_torch_bytes(whole.bytes()).unwrap();
+    assert_eq!(checkpoint.tensor("x").unwrap().unwrap().bytes(), [7; 16]);
+    // The entry's name has 8 bytes; sizes and offset are behind it and 4 bytes of the extra field's header.
+    let first = 46 + "m/data/0".len() + 4;
+    for (at, bytes, words) in [
+        (
+            first,
+            &u64::MAX.to_le_bytes()[..],
+            "is said to have 18446744073709551615 bytes, and 16 as they are stored",
+        ),
+        (first + 16, &(1u64 << 63).to_le_bytes(), "is said to be at 9223372036854775808, 16 bytes long"),
+        (first - 4, &[2], "the entry of \"m/data/0\" is cut short"),
+        (first - 2, &[20], "the entry of \"m/data/0\" is cut short"),
+    ] {
+        let zip =
+            Zip { files: whole.files.clone(), patches: Vec::new(), is_wide: true }.patched(1, at, bytes);
+        let told = refusal(zip.bytes());
+        assert!(told.contains(words), "{told}");
+    }
+    let mut file = whole.bytes();
+    let record = file.len() - 22 - 20 - 56;
+    file[record + 48..record + 56].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(refusal(file.clone()).contains("its directory is said to be at 18446744073709551615"));
+    file[record + 48..record + 56].copy_from_slice(&0u64.to_le_bytes());
+    assert!(refusal(file).contains("its directory is cut short"));
 }
 
 #[test]
