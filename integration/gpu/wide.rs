@@ -168,71 +168,14 @@ fn check(what: &str, config: &Value, dtype: DType) {
     assert!(logprobs.n() > 1000 && logprobs.mean() <= noise.mean, "{what} in {dtype}: {logprobs:?}");
 }
 
-fn check_both(what: &str, config: &Value) {
-    let _gpu = card::alone();
-    DTYPES.into_iter().for_each(|dtype| check(what, config, dtype));
-}
-
 #[test]
 fn shapes_of_real_models() {
+    let _gpu = card::alone();
     for (what, config) in [
         ("heads of 128", config("LlamaForCausalLM", 8, 2, 128)),
         ("heads of 64", config("LlamaForCausalLM", 16, 16, 64)),
         ("a window", config("MistralForCausalLM", 8, 1, 128)),
     ] {
-        check_both(what, &config);
+        DTYPES.into_iter().for_each(|dtype| check(what, &config, dtype));
     }
-}
-
-/// BLOOM: scores fall with distance, queries, keys and values are fused head by head.
-#[test]
-fn slopes_over_long_prompts() {
-    let config = json!({
-        "architectures": ["BloomForCausalLM"], "hidden_size": 1024, "n_layer": 2, "n_head": 8, "vocab_size": 4096,
-        "seq_length": 1024
-    });
-    check_both("slopes", &config);
-}
-
-/// StarCoder: one KV head, learned positions, a plain MLP.
-#[test]
-fn many_heads_on_one_kv_head() {
-    let config = json!({
-        "architectures": ["GPTBigCodeForCausalLM"], "n_embd": 1536, "n_layer": 2, "n_head": 24, "n_inner": 4096,
-        "n_positions": 1024, "vocab_size": 4096, "activation_function": "gelu"
-    });
-    check_both("one KV head", &config);
-}
-
-/// Gemma 2: heads of 256, softcaps, norms after each branch, windows on some layers.
-#[test]
-fn heads_of_256_with_softcaps() {
-    let mut config = config("Gemma2ForCausalLM", 4, 2, 256);
-    config["query_pre_attn_scalar"] = json!(256);
-    config["attn_logit_softcapping"] = json!(50.0);
-    config["final_logit_softcapping"] = json!(30.0);
-    config["rms_norm_eps"] = json!(1e-6);
-    check_both("heads of 256", &config);
-}
-
-/// StableLM-2 12B: heads of 160, a quarter of which turns, normed each with its own weight; parallel branches.
-#[test]
-fn heads_of_160_turned_in_part() {
-    let config = json!({
-        "architectures": ["StableLmForCausalLM"], "hidden_size": 1280, "num_hidden_layers": 2,
-        "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 2816, "vocab_size": 4096,
-        "max_position_embeddings": 1024, "rope_theta": 10000.0, "layer_norm_eps": 1e-5,
-        "partial_rotary_factor": 0.25, "use_parallel_residual": true, "qk_layernorm": true, "use_qkv_bias": false
-    });
-    check_both("heads of 160", &config);
-}
-
-/// Command-R+: neighbours turn, heads are normed before that.
-#[test]
-fn neighbours_turned_after_norms_of_heads() {
-    let mut config = config("CohereForCausalLM", 8, 2, 128);
-    config["layer_norm_eps"] = json!(1e-5);
-    config["use_qk_norm"] = json!(true);
-    config["logit_scale"] = json!(1.0);
-    check_both("norms of heads", &config);
 }
