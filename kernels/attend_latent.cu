@@ -1,11 +1,12 @@
-// Attention of one query a row over cached latents: keys are whole rows, values the rows' latents, for all heads.
+// Attention of one query a row over cached latents: keys are whole rows, values the rows' latents, for all
+// heads.
 //
-// Sixteen query heads are the rows of a tensor-core product, which is bound by the reading of the cache up to there;
-// more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Four warps copy blocks
-// of 64 keys, 16 bytes further apart than they are long, so that eight keys' chunks of a column lie in different banks.
-// (Bulk copies, one a key, are a tenth slower.) Eight warps make the scores, a quarter of the keys and half of the inputs each, and then sum
-// an eighth of the values each over all keys. What the plan cut is merged in the order of the keys: a few pieces of a
-// row by the last of its thread blocks to arrive, more of them by many thread blocks of a second kernel.
+// Sixteen query heads are the rows of a tensor-core product, which is bound by the reading of the cache up to
+// there; more heads are cut into passes. decode_plan.cuh spreads the keys over thread blocks, one an SM. Four
+// warps copy blocks of 64 keys, 16 bytes further apart than they are long, so that eight keys' chunks of a
+// column lie in different banks. (Bulk copies, one a key, are a tenth slower.) Eight warps make the scores, a
+// quarter of the keys and half of the inputs each, and then sum an eighth of the values each over all keys.
+// What the plan cut is merged by a second kernel in the order of the keys.
 
 #include "common.cuh"
 #include "decode_plan.cuh"
@@ -14,9 +15,14 @@
 #include "softmax_state.cuh"
 
 namespace kv {
+
+// attend_latent_any.cu: for other widths, and older devices.
+int attend_latent_any(const kv_attend_latent_params &params, kv_stream stream);
+
 namespace {
 
-constexpr int kRank = 512, kRope = 64;  // What DeepSeek's models have; others are served by attend_latent_any.
+constexpr int kRank = 512,
+              kRope = 64;  // What DeepSeek's models have; others are served by attend_latent_any.cu.
 constexpr int kDim = kRank + kRope;
 constexpr int kHeads = 16;  // Of a pass.
 constexpr int kConsumerWarps = 8;
@@ -38,7 +44,6 @@ struct Shared {
   float maxima[kHeads][kConsumerWarps];
   float sums[kHeads][kConsumerWarps];
   uint64_t full[kStages], empty[kStages];
-  bool last;  // Whether this thread block merges.
 };
 constexpr int kSharedBytes = kStages * kStageBytes + static_cast<int>(sizeof(Shared));
 static_assert(kSharedBytes <= 227 * 1024);
@@ -47,15 +52,13 @@ static_assert(kSharedBytes <= 227 * 1024);
 struct LatentPieces {
   float *sums;     // [2 * parts][kHeads][kRank]
   float2 *states;  // [2 * parts][kHeads] largest score, sum of weights
-  unsigned *arrivals;  // [parts] of the row that begins in a part and is cut; 0 between launches
-  int2 *cuts;          // [passes][max_rows] first and last part; the same where nothing is left to merge
+  int2 *cuts;      // [passes][max_rows] first and last part; the same where the row was not cut
 };
 
-// Pieces of a row that its last thread block merges.
-constexpr int kFewPieces = 4;
-
 // A part holds pieces of at most two rows, of which at most one begins in it.
-__device__ __forceinline__ int64_t piece_at(int part, int first_part) { return 2 * part + (part == first_part); }
+__device__ __forceinline__ int64_t piece_at(int part, int first_part) {
+  return 2 * part + (part == first_part);
+}
 
 struct LatentArgs {
   kv_attend_latent_params p;
@@ -67,7 +70,8 @@ struct LatentArgs {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 __device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
 }
 
 __device__ __forceinline__ void barrier_arrive(uint64_t *barrier) {
@@ -76,7 +80,8 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier) {
 
 // Arrives once the thread's copies so far have landed.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint64_t *barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
 }
 
 __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity) {
@@ -89,58 +94,11 @@ __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
 }
 
 // Named barriers: 0 is __syncthreads.
-__device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+__device__ __forceinline__ void sync_consumers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+}
 __device__ __forceinline__ void sync_pair(int pair) {
   asm volatile("bar.sync %0, %1;" ::"r"(2 + pair), "n"(2 * kWarp) : "memory");
-}
-
-#endif
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-
-// Tells that a thread block's piece is in the workspace; true: all of the row's are.
-__device__ __forceinline__ bool arrive(unsigned *arrivals, int pieces) {
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
-  if (static_cast<int>(before) + 1 < pieces) return false;
-  *arrivals = 0;
-  return true;
-}
-
-// Merges a head's few pieces, the columns that a thread has: two of each eight from `column` on.
-template <typename T>
-__device__ __forceinline__ void merge_few(const LatentPieces &pieces, int first_part, int last_part, int head,
-                                          int column, T *out) {
-  int64_t at[kFewPieces];
-  float2 parts[kFewPieces];
-  float weights[kFewPieces];
-  SoftmaxState state;
-#pragma unroll
-  for (int i = 0; i < kFewPieces; ++i) {
-    at[i] = piece_at(min(first_part + i, last_part), first_part) * kHeads + head;
-    parts[i] = __ldcg(pieces.states + at[i]);
-    if (first_part + i > last_part) parts[i] = make_float2(kMinusInfinity, 0.f);
-    state.max = fmaxf(state.max, parts[i].x);
-  }
-#pragma unroll
-  for (int i = 0; i < kFewPieces; ++i) {
-    weights[i] = state.weight(parts[i].x);
-    state.sum += weights[i] * parts[i].y;
-  }
-  const float factor = state.normaliser();
-#pragma unroll
-  for (int n = 0; n < kWarpValues / 8; ++n) {
-    float2 sum = make_float2(0.f, 0.f);
-#pragma unroll
-    for (int i = 0; i < kFewPieces; ++i) {
-      if (first_part + i > last_part) continue;
-      const float2 x = __ldcg(reinterpret_cast<const float2 *>(pieces.sums + at[i] * kRank + column + n * 8));
-      sum.x += weights[i] * x.x;
-      sum.y += weights[i] * x.y;
-    }
-    *reinterpret_cast<typename Pair<T>::type *>(out + n * 8) =
-        from_float2<T>(make_float2(sum.x * factor, sum.y * factor));
-  }
 }
 
 #endif
@@ -193,7 +151,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
       for (int j = 0; j < kKeys * kChunks / kWarp; ++j) {
         const int key = (j * kWarp + lane) / kChunks, chunk = (j * kWarp + lane) % kChunks;
         const int64_t from = __shfl_sync(0xffffffffu, slot, key);
-        cp_async_16(to + key * kKeyPitch + chunk * 16, static_cast<const T *>(p.cache) + from * kDim + chunk * 8, true);
+        cp_async_16(to + key * kKeyPitch + chunk * 16,
+                    static_cast<const T *>(p.cache) + from * kDim + chunk * 8, true);
       }
       barrier_arrive_after_copies(shared.full + stage);
       if (i + 1 < part.blocks) {
@@ -223,7 +182,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const bool held = g + i % 2 * 8 < n_heads;
-        q[step][i] = held ? *reinterpret_cast<const uint32_t *>(from + i % 2 * 8 * kDim + step * 16 + i / 2 * 8) : 0u;
+        q[step][i] =
+            held ? *reinterpret_cast<const uint32_t *>(from + i % 2 * 8 * kDim + step * 16 + i / 2 * 8) : 0u;
       }
     }
   };
@@ -257,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
     }
     float own[4];
     {
-      const float(&sent)[4] = scores[0][0], (&kept)[4] = scores[0][1];
+      const float (&sent)[4] = scores[0][0], (&kept)[4] = scores[0][1];
       shared.partials[warp][lane] = half == 0 ? make_float4(kept[0], kept[1], kept[2], kept[3])
                                               : make_float4(sent[0], sent[1], sent[2], sent[3]);
       sync_pair(quarter);
@@ -307,7 +267,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
 #pragma unroll
       for (int n = 0; n < kWarpValues / 16; ++n) {
         uint32_t b[4];
-        ldmatrix_x4_trans(b, keys + (k * 16 + lane % 16) * kKeyPitch + warp * kWarpValues * 2 + (n * 2 + lane / 16) * 16);
+        ldmatrix_x4_trans(
+            b, keys + (k * 16 + lane % 16) * kKeyPitch + warp * kWarpValues * 2 + (n * 2 + lane / 16) * 16);
         mma_16x8x16<T>(values[2 * n], a, {b[0], b[1]});
         mma_16x8x16<T>(values[2 * n + 1], a, {b[2], b[3]});
       }
@@ -322,10 +283,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
       const int block = static_cast<int>(blockIdx.x);
       const int first_part = piece_block > 0 ? part.first_part : block;
       const int last_part = row_end ? block : part.last_part;
-      const int pieces = last_part - first_part + 1;
       if (row_end && threadIdx.x == 0) {
-        args.pieces.cuts[here.head * p.max_rows + here.row] =
-            pieces > kFewPieces ? make_int2(first_part, last_part) : make_int2(0, 0);
+        args.pieces.cuts[here.head * p.max_rows + here.row] = make_int2(first_part, last_part);
       }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -335,11 +294,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
         if (t == 0) shared.sums[g + c * 8][warp] = sum;
       }
       sync_consumers();
-      const int column = warp * kWarpValues + 2 * t;
-      const auto out_of = [&](int head) {
-        return static_cast<T *>(p.out) + here.now.token * p.out_stride +
-               static_cast<int64_t>(first_head + head) * kRank + column;
-      };
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int head = g + c * 8;
@@ -348,8 +302,10 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
 #pragma unroll
         for (int w = 0; w < kConsumerWarps; ++w) state.sum += shared.sums[head][w];
         if (head < n_heads) {
-          if (pieces == 1) {
-            T *const out = out_of(head);
+          const int column = warp * kWarpValues + 2 * t;
+          if (first_part == last_part) {
+            T *const out = static_cast<T *>(p.out) + here.now.token * p.out_stride +
+                           static_cast<int64_t>(first_head + head) * kRank + column;
             const float factor = state.normaliser();
 #pragma unroll
             for (int n = 0; n < kWarpValues / 8; ++n) {
@@ -369,15 +325,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(const __grid_consta
         states[c] = SoftmaxState();
 #pragma unroll
         for (int n = 0; n < kWarpValues / 8; ++n) values[n][2 * c] = values[n][2 * c + 1] = 0.f;
-      }
-      if (pieces > 1 && pieces <= kFewPieces) {
-        sync_consumers();
-        if (threadIdx.x == 0) shared.last = arrive(args.pieces.arrivals + first_part, pieces);
-        sync_consumers();
-        if (shared.last) {
-          if (g < n_heads) merge_few(args.pieces, first_part, last_part, g, column, out_of(g));
-          if (g + 8 < n_heads) merge_few(args.pieces, first_part, last_part, g + 8, column, out_of(g + 8));
-        }
       }
       piece_block = here.tail == 1 ? part.block : 0;
     }
@@ -428,70 +375,12 @@ __global__ void __launch_bounds__(kMergeThreads) merge_latent(const __grid_const
       }
     }
     const float factor = state.normaliser();
-    T *const out = static_cast<T *>(p.out) + p.rows[row].token * p.out_stride + static_cast<int64_t>(head) * kRank +
-                   threadIdx.x * 4;
+    T *const out = static_cast<T *>(p.out) + p.rows[row].token * p.out_stride +
+                   static_cast<int64_t>(head) * kRank + threadIdx.x * 4;
     typename Pair<T>::type pairs[2] = {from_float2<T>(make_float2(sum[0] * factor, sum[1] * factor)),
                                        from_float2<T>(make_float2(sum[2] * factor, sum[3] * factor))};
     *reinterpret_cast<uint2 *>(out) = *reinterpret_cast<uint2 *>(pairs);
   }
-}
-
-// ---- other widths, and older devices ----
-
-constexpr int kAnyThreads = 128;
-
-// One thread block a row and head, in steps of 128 keys. Shared memory: the query, then the sums of values.
-template <typename T>
-__global__ void __launch_bounds__(kAnyThreads) attend_latent_any(const __grid_constant__ kv_attend_latent_params p) {
-  constexpr int kAnyWarps = kAnyThreads / kWarp;
-  extern __shared__ float query[];
-  __shared__ float weights[kAnyThreads];
-  __shared__ uint32_t slots[kAnyThreads];
-  __shared__ float largest_of[kAnyWarps], sum_of[kAnyWarps];
-  grid_wait();
-  grid_launch_dependents();
-  if (static_cast<int>(blockIdx.y) >= *p.n_rows) return;
-  const kv_decode_row row = p.rows[blockIdx.y];
-  const int head = blockIdx.x, dim = p.kv_rank + p.rope_dim;
-  float *const sums = query + dim;
-  const T *const cache = static_cast<const T *>(p.cache);
-  for (int d = threadIdx.x; d < dim; d += kAnyThreads) {
-    query[d] = to_float(static_cast<const T *>(p.q)[row.token * p.q_stride + head * dim + d]);
-  }
-  for (int d = threadIdx.x; d < p.kv_rank; d += kAnyThreads) sums[d] = 0.f;
-  SoftmaxState state;
-  for (int base = first_key(row, p.window); base < row.kv_len; base += kAnyThreads) {
-    const int key = base + static_cast<int>(threadIdx.x);
-    __syncthreads();
-    float score = kMinusInfinity;
-    if (key < row.kv_len) {
-      const uint32_t slot = p.slots[row.lane * p.slots_stride + key];
-      slots[threadIdx.x] = slot;
-      const T *const from = cache + static_cast<int64_t>(slot) * dim;
-      score = 0.f;
-      for (int d = 0; d < dim; ++d) score += query[d] * to_float(from[d]);
-      score *= p.scale * kLog2e;
-    }
-    const float warp_largest = warp_max(score);
-    if (threadIdx.x % kWarp == 0) largest_of[threadIdx.x / kWarp] = warp_largest;
-    __syncthreads();
-    float largest = largest_of[0];
-#pragma unroll
-    for (int w = 1; w < kAnyWarps; ++w) largest = fmaxf(largest, largest_of[w]);
-    const float factor = state.raise(largest);
-    const float weight = state.weight(score);
-    weights[threadIdx.x] = weight;
-    state.sum += block_sum<kAnyWarps>(weight, sum_of);
-    for (int d = threadIdx.x; d < p.kv_rank; d += kAnyThreads) {
-      float sum = sums[d] * factor;
-      for (int j = 0; j < min(kAnyThreads, row.kv_len - base); ++j) {
-        sum += weights[j] * to_float(cache[static_cast<int64_t>(slots[j]) * dim + d]);
-      }
-      sums[d] = sum;
-    }
-  }
-  T *const out = static_cast<T *>(p.out) + row.token * p.out_stride + static_cast<int64_t>(head) * p.kv_rank;
-  for (int d = threadIdx.x; d < p.kv_rank; d += kAnyThreads) out[d] = from_float<T>(sums[d] * state.normaliser());
 }
 
 // ---- launches ----
@@ -515,10 +404,12 @@ bool has_own_kernel(int row_width) {
 
 int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-int64_t sums_bytes() { return align_256(int64_t{2} * max_parts() * kHeads * kRank * static_cast<int64_t>(sizeof(float))); }
-int64_t states_bytes() { return align_256(int64_t{2} * max_parts() * kHeads * static_cast<int64_t>(sizeof(float2))); }
-
-int64_t arrivals_bytes() { return align_256(max_parts() * static_cast<int64_t>(sizeof(unsigned))); }
+int64_t sums_bytes() {
+  return align_256(int64_t{2} * max_parts() * kHeads * kRank * static_cast<int64_t>(sizeof(float)));
+}
+int64_t states_bytes() {
+  return align_256(int64_t{2} * max_parts() * kHeads * static_cast<int64_t>(sizeof(float2)));
+}
 
 template <typename T>
 int launch_own(const LatentArgs &args, kv_stream stream) {
@@ -528,16 +419,8 @@ int launch_own(const LatentArgs &args, kv_stream stream) {
   const int status = launch(attend_latent<T>, dim3(max_parts()), dim3(kThreads), kSharedBytes, stream, args);
   if (status != 0) return status;
   const int items = args.p.max_rows * args.p.heads, resident = max_parts() * (2048 / kMergeThreads);
-  return launch(merge_latent<T>, dim3(items < resident ? items : resident), dim3(kMergeThreads), 0, stream, args);
-}
-
-template <typename T>
-int launch_any(const kv_attend_latent_params &p, kv_stream stream) {
-  const int bytes = (2 * p.kv_rank + p.rope_dim) * static_cast<int>(sizeof(float));
-  const cudaError_t error =
-      cudaFuncSetAttribute(attend_latent_any<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return static_cast<int>(error);
-  return launch(attend_latent_any<T>, dim3(p.heads, p.max_rows), dim3(kAnyThreads), bytes, stream, p);
+  return launch(merge_latent<T>, dim3(items < resident ? items : resident), dim3(kMergeThreads), 0, stream,
+                args);
 }
 
 }  // namespace
@@ -548,16 +431,16 @@ extern "C" {
 int64_t kv_attend_latent_workspace_bytes(int32_t max_rows, int32_t heads, int32_t row_width) {
   using namespace kv;
   if (!has_own_kernel(row_width)) return 0;
-  return sums_bytes() + states_bytes() + arrivals_bytes() +
-         static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) *
-             static_cast<int64_t>(sizeof(int2));
+  return sums_bytes() + states_bytes() +
+         static_cast<int64_t>(max_rows) * ceil_div(heads, kHeads) * static_cast<int64_t>(sizeof(int2));
 }
 
 int kv_plan_latent(const kv_plan_latent_params *params, kv_stream stream) {
   using namespace kv;
   if (!has_own_kernel(params->row_width)) return static_cast<int>(cudaSuccess);
   const int bytes = params->max_rows * static_cast<int>(sizeof(int32_t));
-  const cudaError_t error = cudaFuncSetAttribute(plan_decode, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(plan_decode, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return static_cast<int>(error);
   kv_plan_decode_params plan = {};
   plan.rows = params->rows;
@@ -565,8 +448,8 @@ int kv_plan_latent(const kv_plan_latent_params *params, kv_stream stream) {
   plan.max_rows = params->max_rows;
   plan.window = params->window;
   plan.plan = params->plan;
-  return launch(plan_decode, dim3(1), dim3(kPlanThreads), bytes, stream, plan, ceil_div(params->heads, kHeads),
-                max_parts());
+  return launch(plan_decode, dim3(1), dim3(kPlanThreads), bytes, stream, plan,
+                ceil_div(params->heads, kHeads), max_parts());
 }
 
 int kv_attend_latent(const kv_attend_latent_params *params, kv_stream stream) {
@@ -574,17 +457,15 @@ int kv_attend_latent(const kv_attend_latent_params *params, kv_stream stream) {
   const auto &p = *params;
   if (p.max_rows == 0) return static_cast<int>(cudaSuccess);
   if (!has_own_kernel(p.kv_rank + p.rope_dim) || p.kv_rank != kRank) {
-    return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_any<T>(p, stream); });
+    return attend_latent_any(p, stream);
   }
   LatentArgs args = {};
   args.p = p;
   args.scale = p.scale * kLog2e;
   args.passes = ceil_div(p.heads, kHeads);
   auto *const workspace = static_cast<unsigned char *>(p.workspace);
-  auto *const states = workspace + sums_bytes();
-  auto *const arrivals = states + states_bytes();
-  args.pieces = {reinterpret_cast<float *>(workspace), reinterpret_cast<float2 *>(states),
-                 reinterpret_cast<unsigned *>(arrivals), reinterpret_cast<int2 *>(arrivals + arrivals_bytes())};
+  args.pieces = {reinterpret_cast<float *>(workspace), reinterpret_cast<float2 *>(workspace + sums_bytes()),
+                 reinterpret_cast<int2 *>(workspace + sums_bytes() + states_bytes())};
   return KV_DISPATCH_DTYPE(p.dtype, T, [&] { return launch_own<T>(args, stream); });
 }
 

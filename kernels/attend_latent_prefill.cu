@@ -1,12 +1,13 @@
-// Attention of runs of queries over cached latents, in the absorbed form: keys are whole rows, values their latents.
+// Attention of runs of queries over cached latents, in the absorbed form: keys are whole rows, values their
+// latents.
 //
-// A block has a tile of 64 rows, (query, head) pairs, and walks its keys in blocks of 64. One warpgroup gathers them;
-// of two others each makes the scores of half of the keys, and after they have exchanged the weights through shared
-// memory, half of the columns of the sum.
+// A block has a tile of 64 rows, (query, head) pairs, and walks its keys in blocks of 64. One warpgroup
+// gathers them; of two others each makes the scores of half of the keys, and after they have exchanged the
+// weights through shared memory, half of the columns of the sum.
 //
-// Shared memory holds queries and keys in panels of 64 columns, [64][128 bytes], the 16-byte chunk c of row r at chunk
-// c ^ r % 8: wgmma's widest swizzle. The same keys are a K-major operand of the scores and an MN-major one of the sum,
-// as attend_prefill_sm90.cu explains.
+// Shared memory holds queries and keys in panels of 64 columns, [64][128 bytes], the 16-byte chunk c of row r
+// at chunk c ^ r % 8: wgmma's widest swizzle. The same keys are a K-major operand of the scores and an
+// MN-major one of the sum, as attend_prefill_sm90.cu explains.
 
 #include "attend_prefill.cuh"
 #include "latent.h"
@@ -34,7 +35,8 @@ struct Shared {
   uint64_t queries, full[kStages], empty[kStages];
 };
 constexpr int kAlignment = 1024;
-constexpr int kSharedBytes = (1 + kStages) * kTileBytes + kPanelBytes + static_cast<int>(sizeof(Shared)) + kAlignment;
+constexpr int kSharedBytes =
+    (1 + kStages) * kTileBytes + kPanelBytes + static_cast<int>(sizeof(Shared)) + kAlignment;
 static_assert(kSharedBytes <= 227 * 1024);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -49,28 +51,36 @@ __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
 }
 
 __device__ __forceinline__ void copy_16(uint32_t to, const void *from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
 }
 
 // What threads wrote to shared memory is seen by the tensor cores after this.
-__device__ __forceinline__ void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void shared_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
-__device__ __forceinline__ void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+__device__ __forceinline__ void sync_consumers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+}
 
-// An operand whose columns are contiguous: its panels of 64 columns, and in them groups of 8 rows, 1024 bytes apart.
+// An operand whose columns are contiguous: its panels of 64 columns, and in them groups of 8 rows, 1024 bytes
+// apart.
 __device__ __forceinline__ uint64_t values_operand(uint32_t address) {
-  return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{kPanelBytes >> 4} << 16 | (address & 0x3ffff) >> 4;
+  return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{kPanelBytes >> 4} << 16 |
+         (address & 0x3ffff) >> 4;
 }
 
 // sums[64][32] (+)= a[64][16] · b[32][16]ᵀ, both with contiguous rows.
 template <typename T>
 __device__ __forceinline__ void multiply_keys(float (&sums)[16], uint64_t a, uint64_t b, bool add) {
-#define KV_MULTIPLY_KEYS(type)                                                                        \
-  asm volatile(                                                                                       \
-      "{.reg .pred accumulate; setp.ne.b32 accumulate, %18, 0;\n"                                     \
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" KV_REGISTERS_32 "}, %16, %17, " \
-      "accumulate, 1, 1, 0, 0;}"                                                                      \
-      : KV_SUMS_32                                                                                    \
+#define KV_MULTIPLY_KEYS(type)                                                         \
+  asm volatile(                                                                        \
+      "{.reg .pred accumulate; setp.ne.b32 accumulate, %18, 0;\n"                      \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" KV_REGISTERS_32 \
+      "}, %16, %17, "                                                                  \
+      "accumulate, 1, 1, 0, 0;}"                                                       \
+      : KV_SUMS_32                                                                     \
       : "l"(a), "l"(b), "r"(static_cast<int>(add)))
   if constexpr (std::is_same_v<T, __half>) {
     KV_MULTIPLY_KEYS("f16");
@@ -83,12 +93,12 @@ __device__ __forceinline__ void multiply_keys(float (&sums)[16], uint64_t a, uin
 // sums[64][256] += a[64][16] · b[16][256], the columns of b contiguous.
 template <typename T>
 __device__ __forceinline__ void add_values(float (&sums)[128], uint64_t a, uint64_t b) {
-#define KV_ADD_VALUES(type)                                                                                \
-  asm volatile(                                                                                            \
-      "{.reg .pred accumulate; setp.eq.u32 accumulate, 0, 0;\n"                                            \
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {" KV_REGISTERS_256                   \
-      "}, %128, %129, accumulate, 1, 1, 0, 1;}"                                                            \
-      : KV_SUMS_256                                                                                        \
+#define KV_ADD_VALUES(type)                                                              \
+  asm volatile(                                                                          \
+      "{.reg .pred accumulate; setp.eq.u32 accumulate, 0, 0;\n"                          \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {" KV_REGISTERS_256 \
+      "}, %128, %129, accumulate, 1, 1, 0, 1;}"                                          \
+      : KV_SUMS_256                                                                      \
       : "l"(a), "l"(b))
   if constexpr (std::is_same_v<T, __half>) {
     KV_ADD_VALUES("f16");
@@ -133,7 +143,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x >= kConsumers) {  // the copies: eight threads a row
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     const int thread = threadIdx.x - kConsumers;
-    const T *const q = static_cast<const T *>(params.q) + tile.token * params.q_stride + tile.first_head * kDim;
+    const T *const q =
+        static_cast<const T *>(params.q) + tile.token * params.q_stride + tile.first_head * kDim;
     for (int row = thread / 8; row < kRows; row += kGroup / 8) {
       const int query = row / tile.heads;
       const bool valid = query < tile.queries;
@@ -211,7 +222,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int e = 0; e < 2; ++e) {
           float &score = scores[4 * j + 2 * c + e];
           const int key = own_key + j * 8 + e;
-          if (masked && (key > positions[c] || (window != 0 && positions[c] - key >= window))) score = -INFINITY;
+          if (masked && (key > positions[c] || (window != 0 && positions[c] - key >= window)))
+            score = -INFINITY;
           largest = fmaxf(largest, score);
         }
       }
@@ -237,9 +249,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         totals[c] += weight.x + weight.y;
         const int chunk = group * 4 + j;
         const auto pair = from_float2<T>(weight);
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(weights + row * 128 + ((chunk ^ row % 8) << 4) + lane % 4 * 4),
-                     "r"(reinterpret_cast<const uint32_t &>(pair))
-                     : "memory");
+        asm volatile(
+            "st.shared.b32 [%0], %1;" ::"r"(weights + row * 128 + ((chunk ^ row % 8) << 4) + lane % 4 * 4),
+            "r"(reinterpret_cast<const uint32_t &>(pair))
+            : "memory");
       }
     }
     shared_fence();
@@ -289,8 +302,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr int kAnyThreads = 128;
 
-// A thread block takes the rows of a tile one by one. Shared memory: the query, the sums of values, then the weights of
-// a block of keys.
+// A thread block takes the rows of a tile one by one. Shared memory: the query, the sums of values, then the
+// weights of a block of keys.
 template <typename T>
 __global__ void __launch_bounds__(kAnyThreads)
     attend_latent_prefill_any(const __grid_constant__ kv_attend_prefill_params params, int kv_rank) {
@@ -342,7 +355,8 @@ __global__ void __launch_bounds__(kAnyThreads)
         sums[d] = sum;
       }
     }
-    T *const out = static_cast<T *>(params.out) + token * params.out_stride + static_cast<int64_t>(head) * kv_rank;
+    T *const out =
+        static_cast<T *>(params.out) + token * params.out_stride + static_cast<int64_t>(head) * kv_rank;
     for (int d = threadIdx.x; d < kv_rank; d += kAnyThreads) out[d] = from_float<T>(sums[d] / total);
   }
 }
@@ -352,7 +366,8 @@ bool has_own_kernel(int head_dim, int kv_rank) {
   static const bool able = [] {
     int device = 0, major = 0;
     return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major == 9;
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+           major == 9;
   }();
   return able && head_dim == kDim && kv_rank == kRank;
 }
@@ -374,7 +389,8 @@ int launch_prefill(const kv_attend_prefill_params &params, int kv_rank, kv_strea
 }  // namespace
 }  // namespace kv
 
-extern "C" int kv_attend_latent_prefill(const kv_attend_prefill_params *params, int32_t kv_rank, kv_stream stream) {
+extern "C" int kv_attend_latent_prefill(const kv_attend_prefill_params *params, int32_t kv_rank,
+                                        kv_stream stream) {
   using namespace kv;
   if (params->n_tiles == 0) return static_cast<int>(cudaSuccess);
   if (params->kv_heads != 1) return static_cast<int>(cudaErrorInvalidValue);

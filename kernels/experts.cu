@@ -1,10 +1,9 @@
 // A mixture of experts: route, gate and up, down, and the sum of what each row's experts return.
 
-#include "experts.cuh"
-
 #include <algorithm>
 #include <cmath>
 
+#include "experts.cuh"
 #include "mma.cuh"
 
 namespace kv {
@@ -12,7 +11,8 @@ namespace {
 
 int64_t align_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// Bytes of weights up to which one row is served by experts_few.cu: above, its warps stream more slowly than TMA does.
+// Bytes of weights up to which one row is served by experts_few.cu: above, its warps stream more slowly than
+// TMA does.
 constexpr int64_t kFewBytes = int64_t{256} << 20;
 
 int64_t padded(int64_t width) { return (width + 7) / 8 * 8; }
@@ -47,8 +47,8 @@ struct Workspace {
 
 // out[row] = Σ weight · outs[place], in the order of choice; eight numbers a thread.
 template <typename T>
-__global__ void combine(Routing routing, const T *outs, int64_t outs_stride, T *out, int64_t out_stride, int hidden,
-                        int n_chosen) {
+__global__ void combine(Routing routing, const T *outs, int64_t outs_stride, T *out, int64_t out_stride,
+                        int hidden, int n_chosen) {
   grid_wait();
   grid_launch_dependents();
   const int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
@@ -83,14 +83,15 @@ int launch_combine(const kv_experts_params &p, const Workspace &workspace, kv_st
   const int threads = 128;
   const dim3 grid((p.hidden + threads * 8 - 1) / (threads * 8), p.rows);
   return launch(combine<T>, grid, dim3(threads), 0, stream, workspace.routing,
-                static_cast<const T *>(workspace.outs), padded(p.hidden), static_cast<T *>(p.out), p.out_stride,
-                p.hidden, p.n_chosen);
+                static_cast<const T *>(workspace.outs), padded(p.hidden), static_cast<T *>(p.out),
+                p.out_stride, p.hidden, p.n_chosen);
 }
 
 // ---- grouped products with mma.sync, for every device ----
 
 constexpr int kAnyColumns = 64, kAnyInputs = 32, kAnyWarps = 4;
-constexpr int kAnyPitch = kAnyInputs / 8 + 1;  // In chunks of 16 bytes; odd, so rows' chunks lie in different banks.
+constexpr int kAnyPitch =
+    kAnyInputs / 8 + 1;  // In chunks of 16 bytes; odd, so rows' chunks lie in different banks.
 
 // Rows of a block in tiles of 64 by 64, a warp 16 rows; of a gate 32 gates and what they multiply.
 template <typename T>
@@ -102,14 +103,14 @@ __global__ void __launch_bounds__(kAnyWarps *kWarp) grouped_any(const __grid_con
   const bool routed = p.n_experts != nullptr;
   const int out_columns = p.gate ? p.outputs / 2 : p.outputs;
   const int tile_columns = p.gate ? kAnyColumns / 2 : kAnyColumns;
-  const int n_blocks =
-      routed ? p.n_experts[1] : p.groups * ((p.rows + kNarrowRows - 1) / kNarrowRows);
+  const int n_blocks = routed ? p.n_experts[1] : p.groups * ((p.rows + kNarrowRows - 1) / kNarrowRows);
   GroupedWalk walk = {routed ? p.experts : nullptr, routed ? p.n_experts[0] : 0, p.rows, kNarrowRows,
                       (out_columns + tile_columns - 1) / tile_columns};
   const int steps = (p.inputs + kAnyInputs - 1) / kAnyInputs;
   for (int number = blockIdx.x; number < walk.tiles(n_blocks); number += gridDim.x) {
     const GroupedTile tile = walk.tile(number);
-    const T *const weight = static_cast<const T *>(p.weight) + static_cast<int64_t>(tile.group) * p.outputs * p.inputs;
+    const T *const weight =
+        static_cast<const T *>(p.weight) + static_cast<int64_t>(tile.group) * p.outputs * p.inputs;
     const auto copy = [&](int step) {
       const uint32_t to = shared_address(shared[step % 2]);
       for (int i = threadIdx.x; i < (kNarrowRows + kAnyColumns) * (kAnyInputs / 8); i += kAnyWarps * kWarp) {
@@ -148,20 +149,23 @@ __global__ void __launch_bounds__(kAnyWarps *kWarp) grouped_any(const __grid_con
 #pragma unroll
         for (int j = 0; j < kAnyColumns / 16; ++j) {
           uint32_t b[4];
-          ldmatrix_x4(b, weights + ((j * 16 + lane % 8 + lane / 16 * 8) * kAnyPitch + k * 2 + lane / 8 % 2) * 16);
+          ldmatrix_x4(
+              b, weights + ((j * 16 + lane % 8 + lane / 16 * 8) * kAnyPitch + k * 2 + lane / 8 % 2) * 16);
           mma_16x8x16<T>(sums[2 * j], a, {b[0], b[1]});
           mma_16x8x16<T>(sums[2 * j + 1], a, {b[2], b[3]});
         }
       }
     }
     __syncthreads();
-    const T *const bias = p.bias == nullptr ? nullptr
-                                            : static_cast<const T *>(p.bias) + static_cast<int64_t>(tile.group) * p.outputs;
+    const T *const bias = p.bias == nullptr
+                              ? nullptr
+                              : static_cast<const T *>(p.bias) + static_cast<int64_t>(tile.group) * p.outputs;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = warp * 16 + lane / 4 + i / 2 * 8;
       if (row >= tile.count) continue;
-      T *const out = static_cast<T *>(p.out) + (tile.first + row) * p.out_stride + tile.group * p.out_group_stride;
+      T *const out =
+          static_cast<T *>(p.out) + (tile.first + row) * p.out_stride + tile.group * p.out_group_stride;
       constexpr int kTiles = kAnyColumns / 8;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
@@ -170,8 +174,8 @@ __global__ void __launch_bounds__(kAnyWarps *kWarp) grouped_any(const __grid_con
         if (column >= out_columns) continue;
         float y = sums[j][i] + (bias != nullptr ? to_float(bias[column]) : 0.f);
         if (p.gate) {
-          const float up =
-              sums[(j + kTiles / 2) % kTiles][i] + (bias != nullptr ? to_float(bias[out_columns + column]) : 0.f);
+          const float up = sums[(j + kTiles / 2) % kTiles][i] +
+                           (bias != nullptr ? to_float(bias[out_columns + column]) : 0.f);
           y = gated(p.activation, p.limit, y, up);
         }
         out[column] = from_float<T>(y);
@@ -208,8 +212,8 @@ int launch_grouped(const GroupedProduct &product, kv_stream stream) {
 
 }  // namespace kv
 
-extern "C" int64_t kv_experts_workspace_bytes(int32_t n_experts, int32_t n_chosen, int32_t hidden, int32_t width,
-                                              int32_t max_rows) {
+extern "C" int64_t kv_experts_workspace_bytes(int32_t n_experts, int32_t n_chosen, int32_t hidden,
+                                              int32_t width, int32_t max_rows) {
   return kv::Workspace(nullptr, n_experts, n_chosen, hidden, width, max_rows).bytes;
 }
 

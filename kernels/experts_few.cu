@@ -1,7 +1,7 @@
 // Products of a row with the experts that it chose, on the ordinary cores: a warp an output.
 //
-// These kernels start at once, need no order of rows, and the second one adds what the row's experts return: that counts
-// where a product takes ten microseconds.
+// These kernels start at once, need no order of rows, and the second one adds what the row's experts return:
+// that counts where a product takes ten microseconds.
 
 #include "experts.cuh"
 
@@ -68,18 +68,22 @@ __global__ void __launch_bounds__(kWarps *kWarp)
     }
   }
   const T *const bias = static_cast<const T *>(p.gate_up_bias);
-  const float gate_sum = warp_sum(sums[0]) + (bias != nullptr ? to_float(bias[expert * 2 * p.width + neuron]) : 0.f);
+  const float gate_sum =
+      warp_sum(sums[0]) + (bias != nullptr ? to_float(bias[expert * 2 * p.width + neuron]) : 0.f);
   const float up_sum =
       warp_sum(sums[1]) + (bias != nullptr ? to_float(bias[(expert * 2 + 1) * p.width + neuron]) : 0.f);
   if (lane == 0) {
-    gates[place * ((p.width + 7) / 8 * 8) + neuron] = from_float<T>(gated(p.activation, p.limit, gate_sum, up_sum));
+    gates[place * ((p.width + 7) / 8 * 8) + neuron] =
+        from_float<T>(gated(p.activation, p.limit, gate_sum, up_sum));
   }
 }
 
-// out[row][output] = Σ weight · (down · gates + bias) over the row's choices, in their order: blocks of outputs, rows.
+// out[row][output] = Σ weight · (down · gates + bias) over the row's choices, in their order: blocks of
+// outputs, rows.
 template <typename T>
 __global__ void __launch_bounds__(kWarps *kWarp)
-    few_outs(const __grid_constant__ kv_experts_params p, const int32_t *ids, const float *weights, const T *gates) {
+    few_outs(const __grid_constant__ kv_experts_params p, const int32_t *ids, const float *weights,
+             const T *gates) {
   constexpr int kDepth = 12;  // Loads under way.
   const int lane = threadIdx.x % kWarp;
   const int output = blockIdx.x * kWarps + static_cast<int>(threadIdx.x) / kWarp;
@@ -121,7 +125,8 @@ __global__ void __launch_bounds__(kWarps *kWarp)
     for (int choice = 0; choice < p.n_chosen; ++choice) {
       const int64_t place = row * p.n_chosen + choice;
       const int64_t expert = ids[place];
-      sum = fmaf(weights[place], to_float(static_cast<const T *>(p.down_bias)[expert * p.hidden + output]), sum);
+      sum = fmaf(weights[place], to_float(static_cast<const T *>(p.down_bias)[expert * p.hidden + output]),
+                 sum);
     }
   }
   static_cast<T *>(p.out)[row * p.out_stride + output] = from_float<T>(sum);
@@ -129,17 +134,17 @@ __global__ void __launch_bounds__(kWarps *kWarp)
 
 template <typename T>
 int launch_few(const kv_experts_params &p, const Routing &routing, void *gates, kv_stream stream) {
-  const int status =
-      launch(few_gates<T>, dim3((p.width + kWarps - 1) / kWarps, p.n_chosen, p.rows), dim3(kWarps * kWarp), 0, stream,
-             p, routing.ids, static_cast<T *>(gates));
+  const int status = launch(few_gates<T>, dim3((p.width + kWarps - 1) / kWarps, p.n_chosen, p.rows),
+                            dim3(kWarps * kWarp), 0, stream, p, routing.ids, static_cast<T *>(gates));
   if (status != 0) return status;
-  return launch(few_outs<T>, dim3((p.hidden + kWarps - 1) / kWarps, p.rows), dim3(kWarps * kWarp), 0, stream, p,
-                routing.ids, routing.weights, static_cast<const T *>(gates));
+  return launch(few_outs<T>, dim3((p.hidden + kWarps - 1) / kWarps, p.rows), dim3(kWarps * kWarp), 0, stream,
+                p, routing.ids, routing.weights, static_cast<const T *>(gates));
 }
 
 }  // namespace
 
-int launch_experts_few(const kv_experts_params &params, const Routing &routing, void *gates, kv_stream stream) {
+int launch_experts_few(const kv_experts_params &params, const Routing &routing, void *gates,
+                       kv_stream stream) {
   return KV_DISPATCH_DTYPE(params.dtype, T, [&] { return launch_few<T>(params, routing, gates, stream); });
 }
 

@@ -1,9 +1,10 @@
 // Grouped products with wgmma: rows of one of several weights each, on sm_90a.
 //
-// A thread block stays for many tiles, which it finds by the routing on the device. One warp streams tiles of weights
-// through a ring of TMA stages, others gather rows into the same stages, warpgroups multiply; the loaders run ahead
-// into the next tile while the sums of this one are stored. Rows are wgmma's 64 rows of A, as in linear_sm90.cuh: what
-// lies in shared memory beyond an expert's rows only reaches sums that are not stored.
+// A thread block stays for many tiles, which it finds by the routing on the device. One warp streams tiles of
+// weights through a ring of TMA stages, others gather rows into the same stages, warpgroups multiply; the
+// loaders run ahead into the next tile while the sums of this one are stored. Rows are wgmma's 64 rows of A,
+// as in linear_sm90.cuh: what lies in shared memory beyond an expert's rows only reaches sums that are not
+// stored.
 
 #include <algorithm>
 
@@ -16,14 +17,16 @@ namespace {
 
 constexpr int kPanelInputs = 64;  // Rows of 128 bytes, the widest swizzle.
 constexpr int kPanelRowBytes = 128;
-// Panels of a stage. A step of the loop has a cost of its own, which a narrow tile pays with two of them only.
+// Panels of a stage. A step of the loop has a cost of its own, which a narrow tile pays with two of them
+// only.
 constexpr int panels_of(int warpgroups) { return warpgroups == 1 ? 2 : 1; }
 constexpr int kWarpgroup = 128;
 constexpr int kMaxStages = 24;
 // Of shared memory, before the stages: barriers, then the experts that have rows.
 constexpr int kBarrierBytes = 1024;
 constexpr int kSharedBytes = 227 * 1024;
-// Of products of so few rows that their start counts: the next one's blocks fit beside, and load while this one ends.
+// Of products of so few rows that their start counts: the next one's blocks fit beside, and load while this
+// one ends.
 constexpr int kFewRows = 16;
 constexpr int kFewRowsSharedBytes = 113 * 1024;
 struct GroupedArgs {
@@ -34,9 +37,7 @@ struct GroupedArgs {
 };
 
 constexpr int kGatherWarps = 2;
-constexpr int grouped_threads(int warpgroups) {
-  return warpgroups * kWarpgroup + (1 + kGatherWarps) * kWarp;
-}
+constexpr int grouped_threads(int warpgroups) { return warpgroups * kWarpgroup + (1 + kGatherWarps) * kWarp; }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -56,7 +57,9 @@ __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
 }
 
 // What threads copied is seen by the tensor cores after this, by those who waited for it.
-__device__ __forceinline__ void copies_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void copies_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
 struct Ring {
   int stage = 0;
@@ -186,7 +189,8 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
       for (int i = 0; i < kPasses; ++i) {
         const int row = min(i * kRowsAtOnce + own_row, tile.count - 1) + tile.first;
         const int64_t source = p.sources != nullptr ? __ldcg(p.sources + row) : row;
-        from[i] = static_cast<const T *>(p.x) + tile.group * p.x_group_stride + source * p.x_stride + chunk * 8;
+        from[i] =
+            static_cast<const T *>(p.x) + tile.group * p.x_group_stride + source * p.x_stride + chunk * 8;
       }
       for (int step = 0; step < steps; ++step, ++issued) {
         if (issued >= args.stages) barrier_wait(empty + ring.stage * 8, ring.parity ^ 1);
@@ -212,7 +216,8 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
   const int warpgroup = warp / 4;
   for (int number = blockIdx.x; number < n_tiles; number += gridDim.x) {
     const GroupedTile tile = walk.tile(number);
-    const int own_rows = tile.count - warpgroup * 64;  // None or fewer: this warpgroup only keeps the ring going.
+    const int own_rows =
+        tile.count - warpgroup * 64;  // None or fewer: this warpgroup only keeps the ring going.
     // A chain of products for each panel, since one waits for itself.
     float chains[kPanels][kColumns / 2];
 #pragma unroll
@@ -244,7 +249,7 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
     wgmma_wait<0>();
     if (lane == 0) barrier_arrive(empty + previous * 8);
     if (own_rows <= 0) continue;
-    float(&sums)[kColumns / 2] = chains[0];
+    float (&sums)[kColumns / 2] = chains[0];
 #pragma unroll
     for (int panel = 1; panel < kPanels; ++panel) {
 #pragma unroll
@@ -258,7 +263,8 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
       T *const out = static_cast<T *>(p.out) + (tile.first + warpgroup * 64 + row) * p.out_stride +
                      tile.group * p.out_group_stride;
       const T *const bias =
-          p.bias == nullptr ? nullptr : static_cast<const T *>(p.bias) + static_cast<int64_t>(tile.group) * p.outputs;
+          p.bias == nullptr ? nullptr
+                            : static_cast<const T *>(p.bias) + static_cast<int64_t>(tile.group) * p.outputs;
       if (p.gate) {
 #pragma unroll
         for (int j = 0; j < kHalf / 8; ++j) {
@@ -277,8 +283,7 @@ __global__ void __launch_bounds__(grouped_threads(kWarpgroups), 1)
 #pragma unroll
         for (int j = 0; j < kColumns / 8; ++j) {
           const int column = tile.column * kColumns + j * 8 + lane % 4 * 2;
-          store_pair(out, column, out_columns,
-                     sums[4 * j + half * 2] + bias_at(bias, column, out_columns),
+          store_pair(out, column, out_columns, sums[4 * j + half * 2] + bias_at(bias, column, out_columns),
                      sums[4 * j + half * 2 + 1] + bias_at(bias, column + 1, out_columns));
         }
       }
@@ -328,7 +333,8 @@ bool make_map(CUtensorMap *map, const GroupedProduct &p, int box_rows) {
   return encode_tiled() != nullptr &&
          encode_tiled()(map, type, 2, const_cast<void *>(p.weight), sizes, strides, box, steps,
                         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 // Cycles that the busiest SM needs, roughly: of memory, of the tensor cores, of the way from L2.
@@ -361,13 +367,15 @@ int launch_tiling(const GroupedProduct &p, kv_stream stream) {
       p.n_experts == nullptr ? 0 : divide_up(p.groups * static_cast<int>(sizeof(ExpertRows)), 1024) * 1024;
   const int stage_bytes = panels_of(kWarpgroups) * (args.x_rows + kColumns) * kPanelRowBytes;
   const int before = kBarrierBytes + args.list_bytes;
-  // Descriptors reach over a warpgroup's 64 rows, also where a stage has fewer: the last one's end in the weights.
+  // Descriptors reach over a warpgroup's 64 rows, also where a stage has fewer: the last one's end in the
+  // weights.
   const int budget = p.rows <= kFewRows ? kFewRowsSharedBytes : kSharedBytes;
   args.stages = std::min((budget - before) / stage_bytes, kMaxStages);
   const int bytes = before + args.stages * stage_bytes;
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return static_cast<int>(status);
-  return launch(kernel, dim3(multiprocessors()), dim3(grouped_threads(kWarpgroups)), bytes, stream, map, args);
+  return launch(kernel, dim3(multiprocessors()), dim3(grouped_threads(kWarpgroups)), bytes, stream, map,
+                args);
 }
 
 template <typename T>

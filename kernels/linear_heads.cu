@@ -1,4 +1,5 @@
-// Products of each head with a weight of its own: what takes queries into the latents' space, and values out of it.
+// Products of each head with a weight of its own: what takes queries into the latents' space, and values out
+// of it.
 
 #include "direct_product.cuh"
 #include "experts.cuh"
@@ -15,7 +16,8 @@ constexpr int kColumns = kColumnTiles * 8;
 
 // Of few rows: a thread block has a tile of outputs of a head, its warps a part of the inputs each.
 template <typename T>
-__global__ void __launch_bounds__(kWarps *kWarp) linear_heads(const __grid_constant__ kv_linear_heads_params p) {
+__global__ void __launch_bounds__(kWarps *kWarp)
+    linear_heads(const __grid_constant__ kv_linear_heads_params p) {
   __shared__ float parts[kWarps][16][kColumns + 2];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int g = lane / 4, t = lane % 4;
@@ -23,7 +25,8 @@ __global__ void __launch_bounds__(kWarps *kWarp) linear_heads(const __grid_const
   const T *x[1][2], *w[kColumnTiles];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    x[0][i] = static_cast<const T *>(p.x) + min(first_row + i * 8 + g, p.rows - 1) * p.x_stride + head * p.x_head_stride;
+    x[0][i] = static_cast<const T *>(p.x) + min(first_row + i * 8 + g, p.rows - 1) * p.x_stride +
+              head * p.x_head_stride;
   }
 #pragma unroll
   for (int j = 0; j < kColumnTiles; ++j) {
@@ -33,7 +36,8 @@ __global__ void __launch_bounds__(kWarps *kWarp) linear_heads(const __grid_const
   grid_wait();
   grid_launch_dependents();
   float sums[1][kColumnTiles][4] = {};
-  multiply_direct<T>(sums, x, w, direct_begin(p.inputs, warp, kWarps), direct_begin(p.inputs, warp + 1, kWarps));
+  multiply_direct<T>(sums, x, w, direct_begin(p.inputs, warp, kWarps),
+                     direct_begin(p.inputs, warp + 1, kWarps));
 #pragma unroll
   for (int j = 0; j < kColumnTiles; ++j) {
 #pragma unroll
@@ -59,8 +63,8 @@ __global__ void linear_heads_any(const __grid_constant__ kv_linear_heads_params 
   if (output >= p.outputs) return;
   const int64_t row = blockIdx.z;
   const T *const x = static_cast<const T *>(p.x) + row * p.x_stride + head * p.x_head_stride;
-  const T *const w =
-      static_cast<const T *>(p.weight) + (static_cast<int64_t>(head) * p.outputs + output) * ((p.inputs + 7) / 8 * 8);
+  const T *const w = static_cast<const T *>(p.weight) +
+                     (static_cast<int64_t>(head) * p.outputs + output) * ((p.inputs + 7) / 8 * 8);
   float sum = 0.f;
   for (int i = 0; i < p.inputs; ++i) sum += to_float(x[i]) * to_float(w[i]);
   static_cast<T *>(p.out)[row * p.out_stride + head * p.out_head_stride + output] = from_float<T>(sum);

@@ -1,7 +1,7 @@
 // Which experts a row goes to, with which weights, and the order of rows by expert.
 //
-// Nothing depends on the order in which blocks run: rows of an expert keep their own order, and ties go to the lower
-// expert.
+// Nothing depends on the order in which blocks run: rows of an expert keep their own order, and ties go to
+// the lower expert.
 
 #include "direct_product.cuh"
 #include "experts.cuh"
@@ -71,8 +71,8 @@ __device__ __forceinline__ unsigned ordered(float x) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// Hides the experts of all but the best groups. `scores` [n_experts] and `group_scores` [groups] are the warp's own
-// shared memory; a lane's keys are those of experts lane + 32 j.
+// Hides the experts of all but the best groups. `scores` [n_experts] and `group_scores` [groups] are the
+// warp's own shared memory; a lane's keys are those of experts lane + 32 j.
 template <int kPerLane>
 __device__ __forceinline__ void limit_groups(const kv_router &router, int n_experts, const float *scores,
                                              float *group_scores, unsigned (&keys)[kPerLane]) {
@@ -232,7 +232,8 @@ __device__ __forceinline__ void arrange(const Routing &routing, int n_experts, i
   for (int expert = lane; expert < n_experts; expert += kWarp) counts[warp][expert] = 0;
   __syncthreads();
   const int bits = 32 - __clz(n_experts - 1);
-  // The lanes that hold the same expert, by ballots, which are faster than __match_any_sync; the lowest counts for all.
+  // The lanes that hold the same expert, by ballots, which are faster than __match_any_sync; the lowest
+  // counts for all.
   const auto walk = [&](auto place) {
     constexpr int kAtOnce = 8;  // Loads under way.
     for (int base = begin; base < end; base += kAtOnce * kWarp) {
@@ -293,8 +294,8 @@ __device__ __forceinline__ void arrange(const Routing &routing, int n_experts, i
       const unsigned used = __ballot_sync(0xffffffffu, count > 0);
       if (expert < n_experts) totals[expert] = first + count_end - count;
       if (count > 0) {
-        routing.experts[entry + __popc(used & ((1u << lane) - 1))] = {expert, first + count_end - count, count,
-                                                                     block + block_end - blocks};
+        routing.experts[entry + __popc(used & ((1u << lane) - 1))] = {expert, first + count_end - count,
+                                                                      count, block + block_end - blocks};
       }
       entry += __popc(used);
       first += __shfl_sync(0xffffffffu, count_end, kWarp - 1);
@@ -330,7 +331,7 @@ __global__ void __launch_bounds__(kRouteWarps *kWarp)
   if (row < rows) {
     const int64_t at = static_cast<int64_t>(row) * n_chosen;
     choose<kPerLane>(router, n_experts, n_chosen, routing.logits + static_cast<int64_t>(row) * n_experts,
-           shared.scores[warp], group_scores[warp], routing.ids + at, routing.weights + at);
+                     shared.scores[warp], group_scores[warp], routing.ids + at, routing.weights + at);
   }
   if (block_rows == 0) return;
   __syncthreads();
@@ -370,8 +371,8 @@ int launch_route(const kv_experts_params &p, const Routing &routing, int block_r
   const auto kernel = p.n_experts <= 2 * kWarp   ? route<2>
                       : p.n_experts <= 8 * kWarp ? route<8>
                                                  : route<KV_MAX_EXPERTS / kWarp>;
-  return launch(kernel, dim3((p.rows + kRouteWarps - 1) / kRouteWarps), dim3(kRouteWarps * kWarp), 0, stream, p.router,
-                routing, p.n_experts, p.n_chosen, p.rows, block_rows);
+  return launch(kernel, dim3((p.rows + kRouteWarps - 1) / kRouteWarps), dim3(kRouteWarps * kWarp), 0, stream,
+                p.router, routing, p.n_experts, p.n_chosen, p.rows, block_rows);
 }
 
 }  // namespace kv

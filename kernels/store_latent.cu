@@ -1,5 +1,5 @@
-// Rotary embedding of the queries' and keys' rope parts (Su et al., arXiv 2104.09864), the norm of the latents, and
-// the store of both.
+// Rotary embedding of the queries' and keys' rope parts (Su et al., arXiv 2104.09864), the norm of the
+// latents, and the store of both.
 
 #include "common.cuh"
 #include "latent.h"

@@ -87,7 +87,7 @@ fn measure(world: &std::sync::Arc<World>, n_ranks: usize) -> Measured {
 }
 
 fn smallest_step() -> StepShape {
-    let spec = crate::resolve(&crate::llama31_8b()).spec;
+    let spec = crate::resolve(&crate::published("Llama-3.1-8B")).spec;
     StepShape {
         max_tokens: 1,
         n_lanes: 1,

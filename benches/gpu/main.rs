@@ -40,7 +40,7 @@ const REST: Duration = Duration::from_secs(2);
 
 /// The config of a published shape.
 fn published(name: &str) -> serde_json::Value {
-    let shapes = include_str!("../src/model/families/tests/published.json");
+    let shapes = include_str!("../../src/model/families/tests/published.json");
     let shapes: Vec<serde_json::Value> = serde_json::from_str(shapes).expect("JSON");
     let shape = shapes.into_iter().find(|shape| shape["name"] == name);
     shape.expect("the name of a published shape")["config"].clone()

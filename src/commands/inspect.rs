@@ -8,25 +8,35 @@ use anyhow::Result;
 
 use crate::cli::Exit;
 use crate::config::ShardConfig;
+use crate::model::families::Resolved;
 use crate::server::{self, LoadPlan};
 
 pub(super) async fn run(config: ShardConfig) -> Result<Exit> {
-    let to_plan = config.clone();
-    let plan = tokio::task::spawn_blocking(move || server::plan(&to_plan)).await??;
-    match write_plan(&mut io::stdout().lock(), &config, &plan) {
-        // Whoever reads it has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
-        written => Ok(written.map(|()| Exit::Done)?),
+    tokio::task::spawn_blocking(move || {
+        let described = server::describe(&config)?;
+        readable(write_model(&mut io::stdout().lock(), &described.1))?;
+        // What does not fit, or has no weights yet, has been described all the same.
+        let plan = server::plan(&config, described)?;
+        readable(write_plan(&mut io::stdout().lock(), &config, &plan))?;
+        Ok(Exit::Done)
+    })
+    .await?
+}
+
+/// Whoever has closed the output has seen enough.
+fn readable(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 
-fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io::Result<()> {
-    let (spec, memory) = (&plan.model.spec, &plan.memory);
-    let own_slots = config.own_slots_of(plan.n_slots);
+fn write_model(out: &mut impl Write, model: &Resolved) -> io::Result<()> {
+    let spec = &model.spec;
+    let (parameters, active) = (spec.n_parameters(), table::active_parameters(spec));
     writeln!(out, "family            {}", spec.family)?;
-    writeln!(out, "parameters        {}", memory.n_parameters)?;
-    let active = table::active_parameters(spec);
-    if active < memory.n_parameters {
+    writeln!(out, "parameters        {parameters}")?;
+    if active < parameters {
         writeln!(out, "  of a token      {active}")?;
     }
     let kv_numbers = spec.kv_elements_per_token();
@@ -34,9 +44,15 @@ fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io
     for (title, text) in table::rows(spec) {
         writeln!(out, "{title:<18}{text}")?;
     }
-    for note in &plan.model.notes {
+    for note in &model.notes {
         writeln!(out, "note: {note}")?;
     }
+    Ok(())
+}
+
+fn write_plan(out: &mut impl Write, config: &ShardConfig, plan: &LoadPlan) -> io::Result<()> {
+    let memory = &plan.memory;
+    let own_slots = config.own_slots_of(plan.n_slots);
     writeln!(out)?;
     writeln!(out, "ranks             {}", config.world_size)?;
     writeln!(out, "memory of a rank")?;

@@ -306,6 +306,16 @@ impl Checkpoint {
     }
 }
 
+#[cfg(test)]
+impl Checkpoint {
+    /// The same without one of its tensors.
+    pub(crate) fn without(&self, name: &str) -> Checkpoint {
+        let mut rest = self.clone();
+        rest.tensors.remove(name).unwrap();
+        rest
+    }
+}
+
 impl Entry {
     /// The same tensor in row-major order, copied if it is stored in another.
     fn in_row_major_order(&self) -> Result<Entry> {

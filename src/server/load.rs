@@ -56,21 +56,28 @@ pub struct Loaded {
     pub intake: Intake,
 }
 
-/// Finds a model's files, reads what they say of its shape, and sizes the pool. Blocks; asks the network where the
-/// model is not local.
+/// Finds a model's files and reads its configuration. Blocks; asks the network where the model is not local.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] and [`Error::Unsupported`] for the model, [`Error::Exhausted`] for the pool.
-pub fn plan(config: &ShardConfig) -> Result<LoadPlan> {
+/// [`Error::Checkpoint`] and [`Error::Unsupported`] for the model.
+pub fn describe(config: &ShardConfig) -> Result<(Located, Resolved)> {
     let located = locate(&config.source)?;
     let model = read_model(&located.folder, config)?;
+    Ok((located, model))
+}
+
+/// Checks a described model's weights, without reading them, and sizes the pool.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for the weights, [`Error::Exhausted`] for the pool.
+pub fn plan(config: &ShardConfig, (located, model): (Located, Resolved)) -> Result<LoadPlan> {
     // Stored weights stay as they are; only random ones can be made in another dtype.
     let dtype = config.dtype.map(stored).or(model.dtype).unwrap_or(DType::F32);
     let (spec, names) = (&model.spec, &model.names);
-    let checkpoint = match (config.load_format, &config.compute) {
-        (LoadFormat::Auto, _) => Checkpoint::open(&located.weights)?,
-        (LoadFormat::Dummy, Compute::Cpu { .. }) => Checkpoint::dummy(spec, names, dtype, DUMMY_SEED)?,
-        (LoadFormat::Dummy, Compute::Cuda { .. }) => Checkpoint::dummy_unmade(spec, names, dtype, DUMMY_SEED),
+    let checkpoint = match config.load_format {
+        LoadFormat::Auto => Checkpoint::open(&located.weights)?,
+        // A plan needs their shapes only.
+        LoadFormat::Dummy => Checkpoint::dummy_unmade(spec, names, dtype, DUMMY_SEED),
     };
     let weights = Weights::open(&checkpoint, &model.spec, &model.names)?;
     let mut options = PlanOptions {
@@ -160,7 +167,7 @@ fn check_gpu_memory(plan: &MemoryPlan, available: Option<u64>) -> Result<()> {
 /// Loads tokenizer and weights, and starts the engine. Blocks until that is done.
 ///
 /// # Errors
-/// As [`plan`], and whatever is wrong with the weights.
+/// As [`describe`] and [`plan`], and whatever is wrong with the weights.
 pub fn load(config: &ShardConfig) -> Result<Loaded> {
     let fault = config.fault;
     if let Some(fault) = fault {
@@ -180,7 +187,13 @@ pub fn load_around(
     config: &ShardConfig,
     around: impl FnOnce(Box<dyn Executor>) -> Box<dyn Executor> + Send + 'static,
 ) -> Result<Loaded> {
-    let plan = plan(config)?;
+    let mut plan = plan(config, describe(config)?)?;
+    if config.load_format == LoadFormat::Dummy && plan.device == Device::Cpu {
+        // A GPU makes them itself.
+        let (Resolved { spec, names, .. }, dtype) = (&plan.model, plan.weights.dtype());
+        let made = Checkpoint::dummy(spec, names, dtype, DUMMY_SEED)?;
+        plan.weights = Weights::open(&made, spec, names)?;
+    }
     let folder = plan.located.folder.clone();
     let tokenizer = Arc::new(tokenizer(config.load_format, &folder, plan.model.spec.vocab)?);
     let eos = end_of_text_ids(&folder, tokenizer.eos())?;

@@ -25,7 +25,7 @@ pub use health::Fault;
 pub use intake::Intake;
 pub use leave::leave;
 pub use listen::RunningShard;
-pub use load::{LoadPlan, Loaded, load, load_around, locate, plan};
+pub use load::{LoadPlan, Loaded, describe, load, load_around, locate, plan};
 pub use run::{Ending, run};
 
 /// Names under which `grpc.health.v1` knows the shard; the empty one is the whole process.

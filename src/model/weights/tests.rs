@@ -51,6 +51,19 @@ fn missing_misshapen_and_unexpected_tensors_are_named() {
     assert!(refusal.contains("model.layers.0.self_attn.k_proj.bias has no place"), "{refusal}");
 }
 
+/// Fused and stacked ones too.
+#[test]
+fn whatever_tensor_of_whatever_family_is_missing_is_named() {
+    for config in tiny_configs() {
+        let model = resolve(&config).unwrap();
+        let whole = dummy(&model);
+        for name in whole.names() {
+            let refusal = refusal(&whole.without(name), &model);
+            assert_eq!(refusal, format!("tensor {name} is missing"), "{}", model.spec.family);
+        }
+    }
+}
+
 #[test]
 fn a_tied_head_is_the_embedding_even_beside_a_copy() {
     let (tied, untied) = (model(json!({"tie_word_embeddings": true})), model(json!({})));
