@@ -134,7 +134,8 @@ impl Linear {
         }
         let is_short = products.iter().all(|(call, _)| call.rows <= SHORT_CHAIN_ROWS);
         let n_passes = if is_short { N_SHORT_CHAIN_PASSES } else { N_CHAIN_PASSES };
-        let times = self.in_turns(chains.len(), |way| (0..n_passes).try_for_each(|_| chains[way].launch()))?;
+        let times =
+            self.in_turns(chains.len(), |way| (0..n_passes).try_for_each(|_| chains[way].launch()))?;
         let best = (0..ways.len()).min_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(0);
         let is_better = times[best] < WORTHWHILE * times[0];
         chosen[number] = if is_better { ways[best] } else { before };
