@@ -33,7 +33,6 @@ pub struct UniqueId([c_char; 128]);
 struct Api {
     get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
     comm_init_rank: unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int) -> c_int,
-    comm_abort: unsafe extern "C" fn(Comm) -> c_int,
     all_reduce:
         unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, CUstream) -> c_int,
     broadcast: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, CUstream) -> c_int,
@@ -61,7 +60,6 @@ impl Api {
         Ok(Api {
             get_unique_id: function!(b"ncclGetUniqueId\0"),
             comm_init_rank: function!(b"ncclCommInitRank\0"),
-            comm_abort: function!(b"ncclCommAbort\0"),
             all_reduce: function!(b"ncclAllReduce\0"),
             broadcast: function!(b"ncclBroadcast\0"),
             send: function!(b"ncclSend\0"),
@@ -90,7 +88,8 @@ pub fn unique_id() -> Result<UniqueId, String> {
     }
 }
 
-/// One rank's end of NCCL.
+/// One rank's end of NCCL. It is never closed: NCCL would wait for every recorded graph that holds it, and for ranks that
+/// may be gone. A world lives as long as its process.
 pub struct Communicator {
     api: &'static Api,
     comm: Comm,
@@ -198,12 +197,5 @@ impl Communicator {
         let ended = unsafe { (api.group_end)() };
         done("gathering", status)?;
         done("gathering", ended)
-    }
-}
-
-impl Drop for Communicator {
-    fn drop(&mut self) {
-        // SAFETY: made by `open`, freed here only. Without waiting for ranks that may be gone; there is nobody to tell.
-        let _ = unsafe { (self.api.comm_abort)(self.comm) };
     }
 }
