@@ -427,7 +427,8 @@ impl Matmul {
             out: layout(out_numbers, outputs, call.rows, out.stride)?,
         };
         use sys::cublasLtMatmulDescAttributes_t::{
-            CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA,
+            CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+            CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA,
         };
         let set = |attribute, value: *const c_void, size| {
             // SAFETY: values are of the sizes that the library documents.
@@ -450,6 +451,8 @@ impl Matmul {
         if call.weight.bias.is_some() {
             let bias: *const c_void = call.weight.bias_ptr();
             set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, ptr::from_ref(&bias).cast(), size_of::<*const c_void>())?;
+            // Unsaid, a bias is taken for numbers of the output's type, which logits are not.
+            set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, ptr::from_ref(&numbers).cast(), size_of_val(&numbers))?;
         }
         Ok(matmul)
     }
