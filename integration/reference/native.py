@@ -29,6 +29,30 @@ class Model:
         """The same model with rounded weights and activations."""
         return Model(copy.deepcopy(self.model).to(torch.bfloat16))
 
+    @torch.no_grad()
+    def jittered(self, seed):
+        """The same model with every weight off by up to one part in 512, half of what bfloat16 keeps apart."""
+        model, generator = copy.deepcopy(self.model), torch.Generator().manual_seed(seed)
+        for weight in model.parameters():
+            weight.mul_(1 + (2 * torch.rand(weight.shape, generator=generator) - 1) / 512)
+        return Model(model)
+
+    def choices(self, ids):
+        """What routers choose in a pass over ids: the sets of every `topk`, in order."""
+        found, topk = [], torch.topk
+
+        def recorded(scores, k, *arguments, **keywords):
+            best = topk(scores, k, *arguments, **keywords)
+            found.append(best.indices.sort(dim=-1).values)
+            return best
+
+        torch.topk = recorded
+        try:
+            self(ids)
+        finally:
+            torch.topk = topk
+        return found
+
 
 def shapes(spec, folder):
     """{name: shape} as transformers saves a model of this config."""
