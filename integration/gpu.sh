@@ -6,7 +6,7 @@
 #   ops       the ops of the CUDA backend against naive references
 #   golden    goldens, what is identical to the bit, what lies within noise, draws
 #   sanitize  compute-sanitizer: memcheck over the ops, racecheck over attention and sampling
-#   soak      random traffic for KVSHARD_SOAK_SECONDS (240)
+#   soak      random traffic for KVSHARD_SOAK_SECONDS (240), on a GPU that nobody else uses: its free memory is watched
 #   bench     steps of the Llama-3.1-8B shape beside their floors
 #   shards    several GPUs as one: goldens, what is identical, a failing rank, sums over ranks; run only where it is named
 #
