@@ -102,19 +102,22 @@ impl<B: Backend + 'static> Leader<B> {
         let total =
             shards.map(|shard| total_bytes(&*source.parts, &source.spec, shard)).sum::<Result<u64>>()?;
         let (news, heard) = channel();
-        let (mut followers, mut leads) = (Vec::new(), None);
+        let mut followers = Vec::new();
+        // None loads before all threads are there: one that is missing could not tell those that would wait for it. The gates
+        // go before the followers, whose threads then end.
+        let (mut gates, mut leads) = (Vec::new(), None);
         for (rank, open) in opens.into_iter().enumerate() {
-            match rank {
-                0 => leads = Some(open),
-                _ => followers.push(Follower::spawn(
-                    source.clone(),
-                    open,
-                    Shard { rank, world },
-                    news.clone(),
-                )?),
+            if rank == 0 {
+                leads = Some(open);
+                continue;
             }
+            let (gate, opened) = channel();
+            let shard = Shard { rank, world };
+            followers.push(Follower::spawn(source.clone(), open, shard, news.clone(), opened)?);
+            gates.push(gate);
         }
         drop(news);
+        gates.into_iter().for_each(|gate| drop(gate.send(())));
         let open = leads.ok_or_else(|| Error::Bug("a world without ranks".into()))?;
         let done = Cell::new(0);
         let told = |bytes| {
@@ -157,13 +160,18 @@ impl Follower {
         open: Open<B>,
         shard: Shard,
         news: Sender<News>,
+        gate: Receiver<()>,
     ) -> Result<Follower> {
         // Room for all that may be told at once, so that the leader never waits to tell it.
         let (commands, told) = sync_channel(2 * MAX_UNDER_WAY);
         let (failed, failure) = sync_channel(1);
         let thread = thread::Builder::new()
             .name(format!("rank-{}", shard.rank))
-            .spawn(move || follow(&source, open, shard, news, &told, &failed))
+            .spawn(move || {
+                if gate.recv().is_ok() {
+                    follow(&source, open, shard, news, &told, &failed);
+                }
+            })
             .map_err(|error| Error::Exhausted(format!("no thread for a rank: {error}")))?;
         Ok(Follower { commands: Some(commands), failure, thread: Some(thread) })
     }
