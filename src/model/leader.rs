@@ -117,7 +117,10 @@ impl<B: Backend + 'static> Leader<B> {
             gates.push(gate);
         }
         drop(news);
-        gates.into_iter().for_each(|gate| drop(gate.send(())));
+        for gate in gates {
+            // Its thread is there and listens.
+            let _ = gate.send(());
+        }
         let open = leads.ok_or_else(|| Error::Bug("a world without ranks".into()))?;
         let done = Cell::new(0);
         let told = |bytes| {
